@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.engine.evaluation.whose import unpack_logliks
 from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
+from mta_cli.pipeline.evaluation.whose import batches_by_size, pack_gold_logliks_under_models, pack_naive_bayes_logliks
 from mta_cli.pipeline.requests import FuseRequest, model_by_fingerprint
 from mta_cli.pipeline.workbench import Workbench, user_shots
 from store.registry import Registry
@@ -78,18 +78,18 @@ class Setting:
     def __init__(self, reg: Registry, task: str, bank: str, names: Sequence[str], others: int) -> None:
         from mta_cli.engine.lora.adapter import AdapterMerger
         from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.evaluation.answer_queries import scored_queries
-        from mta_cli.pipeline.evaluation.whose import alike_users
+        from mta_cli.pipeline.evaluation.answer_queries import scorable_queries
+        from mta_cli.pipeline.evaluation.whose import group_users_with_similar_topics
         from mta_cli.pipeline.models.load import load_on_device
         from mta_cli.pipeline.user_weights import load_task_adapter
 
         self.reg, self.task, self.bank = reg, find_task(reg, task), reg.banks.get(bank)
         self.users: list[User] = [reg.users.get(name) for name in names]
         ids = [user.id for user in self.users]
-        queries, _ = scored_queries(reg, self.task, ids)
+        queries, _ = scorable_queries(reg, self.task, ids)
         self.queries: list[Query] = [one for user in ids for one in queries[user]]
         self.items = {user: reg.items.recent_items(user, task, 200) for user in ids}
-        groups = alike_users(ids, self.items, reg.users.groups(task))
+        groups = group_users_with_similar_topics(ids, self.items, reg.users.groups(task))
         self.others = {user: found[:others] for group in groups for user, found in group.items()}
         self.base_entry = model_by_fingerprint(reg, self.bank.base, "base")
         self.base = load_on_device(self.base_entry, MachineOptions(), reg=reg)
@@ -278,7 +278,9 @@ def ask(
     from mta_cli.engine.evaluation.metrics import rouge_1, score_errors
     from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
 
-    whose = ask_models(setting.base, examples, setting.queries, setting.others, models.__getitem__, lambda user: None)
+    whose = pack_gold_logliks_under_models(
+        setting.base, examples, setting.queries, setting.others, models.__getitem__, lambda user: None
+    )
     rows: dict[int, dict[str, Any]] = {user.id: {"logliks": []} for user in setting.users}
     for query in setting.queries:
         rows[query.user_id]["logliks"].append([round(value, 5) for value in unpack_logliks(whose[query.id])])
@@ -303,7 +305,7 @@ def ask(
         return {str(user): row for user, row in rows.items()}
     written = {user: [one.output for one in own] for user, own in setting.items.items()}
     generated = [replace(one, gold=texts[one.id]) for one in asked]
-    named = ask_naive_bayes(generated, setting.others, written)
+    named = pack_naive_bayes_logliks(generated, setting.others, written)
     for one in asked:
         row = rows[one.user_id]
         row.setdefault("rouge_1", []).append(round(rouge_1(texts[one.id], one.gold), 4))

@@ -21,11 +21,11 @@ def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json:
     It contains the database and the adapter files, but neither the store's settings file nor the server's keys. Only
     you can read the file. Other processes can go on working.
     """
-    from mta_cli.pipeline.maintenance.backup import back_up
+    from mta_cli.pipeline.maintenance.backup import write_backup
 
     context = app_context(ctx, json=json)
     with context.open_registry() as registry:
-        events = back_up(registry, file, lambda question: confirm(context.output, question, yes=yes))
+        events = write_backup(registry, file, lambda question: confirm(context.output, question, yes=yes))
         context.output.run_job_and_print(events, _render_backup)
 
 

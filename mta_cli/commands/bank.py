@@ -279,9 +279,9 @@ def _render_verification(result: dict[str, Any]) -> Any:
 
 
 def _render_screening(found: list[dict[str, Any]]) -> list[Any]:
-    from mta_cli.pipeline.anchors import finding_line
+    from mta_cli.pipeline.anchors import format_finding
 
-    return [out.text(f"Gate: {finding_line(one)}.") for one in found]
+    return [out.text(f"Gate: {format_finding(one)}.") for one in found]
 
 
 def _render_removal(result: dict[str, Any]) -> Any:

@@ -104,7 +104,7 @@ def ask(
     Where `mta serve` runs on the same store with the same settings, it answers, and nothing is loaded here.
     """
     from mta_cli.pipeline.chat.answer import answer_question
-    from mta_cli.pipeline.chat.answer_on_server import answer_on_server, server_for
+    from mta_cli.pipeline.chat.answer_on_server import answer_on_server, find_equivalent_server
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
@@ -129,7 +129,7 @@ def ask(
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
         entry = base_model(given)
-        server = None if no_server else server_for(reg, entry, asking)
+        server = None if no_server else find_equivalent_server(reg, entry, asking)
         if server is None:
             events = answer_question(reg, entry, name, text, asking)
         else:
@@ -158,7 +158,7 @@ def compare(
     All get the same prompt, with the same own examples. With several users, each is answered in turn, and --json
     prints an array. Where `mta serve` runs on the same store with the same settings, it answers.
     """
-    from mta_cli.pipeline.chat.answer_on_server import compare_on_server, server_for
+    from mta_cli.pipeline.chat.answer_on_server import compare_on_server, find_equivalent_server
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options
 
@@ -173,7 +173,7 @@ def compare(
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
         entry = base_model(given)
-        server = None if no_server else server_for(reg, entry, asking)
+        server = None if no_server else find_equivalent_server(reg, entry, asking)
         if server is None:
             events = compare_user_models(reg, entry, users, text, asking)
         else:

@@ -19,13 +19,13 @@ SCREENING_KEY = "gates"  # the key of the findings in a bank's config
 UNSCREENED_KEY = "unscreened"  # the key of the ids of anchors that an unfinished refresh has not screened
 REFUSING_GATES = ("norm", "probe")
 FINDING_TEXTS = {
-    "norm": "one of its modules is {value:.1f} times as large as the median; the most is {bound:.1f}",
-    "probe": "it moves the answers to neutral prompts by {value:.2f} nats; the most is {bound:.2f}",
+    "norm": "the weights of one module are {value:.1f} times the anchors' median; at most {bound:.1f} is allowed",
+    "probe": "it changes the answers to neutral prompts by {value:.2f} nats; at most {bound:.2f} is allowed",
 }
 
 
 class StoredAnchors(Sequence["LoraWeights"]):
-    """The weights of a bank's anchors, by number. Each is read and verified when it is first used."""
+    """The weights of `anchors` by their index in that list. Each file is read and verified when it is first used."""
 
     def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
         self._reg, self._base = reg, bank.base
@@ -42,7 +42,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
-    """The anchors that new recipes may use: neither stale, nor refused, nor still to be screened."""
+    """The anchors that new recipes may use: anchors that are not stale, have been screened, and were not refused."""
     unscreened = unscreened_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in unrefused_anchors(reg, bank) if anchor.id not in unscreened]
 
@@ -54,7 +54,7 @@ def unrefused_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
 
 
 def refused_anchor_ids(bank: Bank) -> set[int]:
-    """The ids of the refused anchors."""
+    """The ids of the anchors that the screening refused."""
     return {
         one["anchor"] for one in bank.config.get(SCREENING_KEY, {}).get("findings", ()) if one["gate"] in REFUSING_GATES
     }
@@ -74,12 +74,12 @@ def unscreened_anchor_ids(bank: Bank) -> set[int]:
 
 
 def similarity_floors(bank: Bank) -> dict[int, float]:
-    """By anchor id, the minimum cosine of the users that an anchor may serve, for anchors near too many users."""
+    """By anchor id, the least cosine similarity to users who may use an anchor that is near too many users."""
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
-def screening_of_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
-    """The screening part of the bank's config if only these anchors stay.
+def screening_config_for_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
+    """The screening entries of the bank's config, reduced to the anchors with the ids `anchors`.
 
     Records of removed anchors are dropped, because ids may be used again. Users who were refused are kept by user id.
     """
@@ -96,7 +96,7 @@ def screening_of_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) ->
 
 
 def mark_unscreened(reg: Registry, bank: Bank, anchors: Collection[int]) -> None:
-    """Record that these anchors are still to be screened."""
+    """Record in the bank's config that the anchors with these ids have not been screened yet."""
     bank = reg.banks.by_id(bank.id)
     if numbers := sorted(unscreened_anchor_ids(bank).union(anchors)):
         found = {**bank.config.get(SCREENING_KEY, {}), UNSCREENED_KEY: numbers}
@@ -116,9 +116,9 @@ def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:
     return [{**one, "user": anchors[one["anchor"]].user} for one in (*found, *capped)]
 
 
-def finding_line(one: dict[str, Any]) -> str:
+def format_finding(one: dict[str, Any]) -> str:
     """One finding of `findings_json` as text."""
     who = f"anchor {one['anchor']} ({one['user'] or 'forgotten'})"
     if one["gate"] == "share":
-        return f"{who} is near too many users: it serves only users with a cosine of at least {one['value']:.3f}"
+        return f"{who} is near too many users: only users with a cosine of at least {one['value']:.3f} use it"
     return f"{who}: {FINDING_TEXTS[one['gate']].format(**one)}"

@@ -1,6 +1,4 @@
-"""Chooses the number of anchors of a bank, and the items that an anchor needs, from the data if the request leaves them
-open.
-"""
+"""Chooses from the data the number of anchors and the minimum items of an anchor, if the request leaves them open."""
 
 from __future__ import annotations
 
@@ -27,8 +25,10 @@ class BankSizes:
     plan_lines: tuple[PlanLine, ...]
 
 
-def bank_sizes(reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None) -> BankSizes:
-    """The sizes of a bank, from the consenting users among `user_ids` (None: all)."""
+def choose_bank_sizes(
+    reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
+) -> BankSizes:
+    """Choose a bank's sizes from the item counts of the consenting users among `user_ids` (None: all users)."""
     if None not in (options.anchors, options.min_items):
         return BankSizes(options, ())
     held = [
@@ -40,20 +40,20 @@ def bank_sizes(reg: Registry, task: str, options: BankOptions, user_ids: frozens
 
 
 def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
-    """The sizes for users with these numbers of items. Values given in `options` are kept."""
+    """Choose the sizes from the users' numbers of items `held`. Values given in `options` are kept."""
     lines = []
     if options.min_items is None:
         options = replace(options, min_items=_choose_min_items(held))
         enough = sum(count >= options.anchor_items for count in held)
         lines.append(
             PlanLine(
-                "items of an anchor", f"{options.anchor_items}: {enough} of {len(held)} users hold them", BY_THE_DATA
+                "items of an anchor", f"{options.anchor_items}: {enough} of {len(held)} users have them", BY_THE_DATA
             )
         )
     if options.anchors is None:
         able = sum(count >= options.anchor_items for count in held)
         options = replace(options, anchors=max(1, min(USUAL_ANCHORS, able // USERS_PER_ANCHOR)))
-        why = "as usual" if options.anchors == USUAL_ANCHORS else f"a third of the {able} users who may be one"
+        why = "the default" if options.anchors == USUAL_ANCHORS else f"a third of the {able} users who can be anchors"
         lines.append(PlanLine("anchors", f"{options.anchors}: {why}", BY_THE_DATA))
     return BankSizes(options, tuple(lines))
 

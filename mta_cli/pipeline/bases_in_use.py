@@ -1,4 +1,4 @@
-"""The bases of a store's banks: which one a command means, and how it is named.
+"""The bases of a store's banks: the base that a command uses, and the names that users see.
 
 The store identifies a base by its fingerprint; users see its name. Loads no base.
 """
@@ -42,23 +42,23 @@ def on_base(reg: Registry, fingerprint: str) -> str:
     return f" on {base_name(reg, fingerprint)}" if has_several_bases(reg) else ""
 
 
-def named_base(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
-    """The base's name, for a command about this base; None if the store has banks on no other base."""
+def base_name_if_several(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
+    """The name for a command's `--base`; None if all banks of the store are on this base, so that none is needed."""
     if set(reg.banks.bases(ready=False)) <= {fingerprint}:
         return None
     return name or base_name(reg, fingerprint)
 
 
 def base_flags(names: list[str]) -> tuple[Words, ...]:
-    """The flags that name one of these bases: `--base a, or --base b`."""
+    """A flag for each base, to choose from in a message: `--base a, or --base b`."""
     return tuple(part for name in names for part in (", or ", Flag("base", name)))[1:]
 
 
 def choose_base(reg: Registry, default: str, task: str | None = None, user: User | None = None) -> str:
-    """The name of the base to use if none was given: `default` if the user has a model on it (or, without a user, the
-    task has a bank on it); else the only base for which that holds; else `default`.
+    """The name of the base for a command that names none. `default` if the user has a model on it (without a user: the
 
-    Raises UsageError if it holds for several other bases.
+    task has a bank on it), or if there is no model or bank; otherwise the only base that has one.
+    Raises UsageError if several other bases have one.
     """
     from mta_cli.pipeline.models.installed import resolve_model
 
@@ -78,5 +78,5 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
         f"No base was chosen, and the store has banks for several: {listed}."
         if user is None
         else f"No base was chosen, and {user.name} has models for several: {listed}.",
-        hint=("choose one with ", *base_flags(names), "; models.base in mta.toml keeps the choice"),
+        hint=("choose one with ", *base_flags(names), "; to keep the choice, set models.base in mta.toml"),
     )

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
-SAMPLE_USERS = ("bryn", "fleur", "piran")  # users with short histories; a store with all of them is a demo's
+SAMPLE_USERS = ("bryn", "fleur", "piran")  # a store with any of these users is taken for a demo's
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One task of the demo. All its new users get a recipe and a stack."""
+    """One task of the demo with its options. Every new user gets a recipe and a stack."""
 
     task: str
     bank: BankOptions
@@ -75,7 +75,7 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
 
 
 def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
-    """The plan of `run_demo` in a store at `root`, which is not changed."""
+    """Yield the plan of `run_demo` in a store at `root`. The store is not changed."""
     models = request.models
     lines = [PlanLine("store", str(root)), PlanLine("base", models.base), PlanLine("embedder", models.embedder)]
     for course in demo_tasks(request.full):
@@ -91,9 +91,9 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
 
 
 def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
-    """Every stage of both tasks. `JobResult.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
+    """Run every stage of both tasks. `JobResult.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
-    yield Note(f"This demo keeps everything in {reg.root}")
+    yield Note(f"The demo stores everything in {reg.root}")
     base, embedder = yield from pull_missing_models(request.models)
     results = []
     for course in demo_tasks(request.full):
@@ -112,8 +112,8 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
 
 
 def demo_history_items(full: bool) -> int:
-    """The number of history items in the demo's prompts. Its store keeps it as a setting, because its models answer
-    worse with another number.
+    """The number of history items in the demo's prompts.
+    It is stored as a setting, because the demo's models answer worse with another number.
     """
     return max(course.prompt.history_items for course in demo_tasks(full))
 
@@ -126,7 +126,9 @@ def require_demo_store(root: Path) -> None:
         return
     with Registry.open(root) as reg:
         if reg.users.names() and not reg.users.existing_names(SAMPLE_USERS):
-            raise BadInput(f"The store at {root} holds other users.", hint=("name another place with ", Flag("keep")))
+            raise BadInput(
+                f"The store at {root} contains other users.", hint=("name another folder with ", Flag("keep"))
+            )
 
 
 def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
@@ -191,10 +193,10 @@ def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Tas
 
 
 def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank; `return`s its document. Refused anchors are told without the advice for users whom nobody knows:
-    the sample's are harmless.
+    """Build the bank; returns its JSON document. Screening findings are shown without the advice to inspect users,
+    because the sample is harmless.
     """
-    from mta_cli.pipeline.anchors import finding_line
+    from mta_cli.pipeline.anchors import format_finding
     from mta_cli.pipeline.bank.build import build_bank
     from mta_cli.pipeline.bank.screening import screening_notes
     from mta_cli.pipeline.requests import bank_request
@@ -203,12 +205,12 @@ def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Gen
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = bank_request(reg, options, course.task)
     warnings = list[Note]()
-    built: dict[str, Any] = yield from forward_events(_set_warnings_aside(build_bank(reg, request), warnings))
+    built: dict[str, Any] = yield from forward_events(_collect_warnings(build_bank(reg, request), warnings))
     advice = {note.text for note in screening_notes(reg, reg.banks.get(built["bank"], built["version"]))}
     yield from (note for note in warnings if note.text not in advice)
     for one in built["gates"]:
         yield Note(
-            f"{finding_line(one)}. The sample is harmless: this shows how a bank limits a voice unlike all others."
+            f"{format_finding(one)}. The sample is harmless: this shows how a bank limits a user unlike all others."
         )
     newest = current_bank(reg, course.task, request.base.fingerprint)
     if newest.version != built["version"]:  # built by a demo with --full, or by hand
@@ -216,7 +218,7 @@ def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Gen
     return built
 
 
-def _set_warnings_aside(events: Iterator[Event], warnings: list[Note]) -> Iterator[Event]:
+def _collect_warnings(events: Iterator[Event], warnings: list[Note]) -> Iterator[Event]:
     for event in events:
         if isinstance(event, Note) and event.warning:
             warnings.append(event)
@@ -227,7 +229,7 @@ def _set_warnings_aside(events: Iterator[Event], warnings: list[Note]) -> Iterat
 def _personalize(
     reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
 ) -> Generator[Event, None, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """A recipe and a stack for each of `users`; `return`s the documents of both."""
+    """Make a recipe and a stack for each of `users`; returns the JSON documents of both."""
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import fuse_users
     from mta_cli.pipeline.requests import adapt_request

@@ -1,7 +1,6 @@
 """A summary of a store: the latest jobs, the users with the largest gains, and the next stage.
 
-`load_overview` stays fast in a store of a million users; `load_gains` reads all answers of one evaluation. Knows no
-terminal and no SQL.
+`load_overview` stays fast in a store of a million users; `load_gains` reads all answers of one evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from store.tables.evaluations import Evaluation
 
 Stage = Literal["empty", "no history", "no bank", "no models", "ready"]
-"""The first stage that a store has not reached."""
+"""What the store lacks first, or `ready`."""
 
 QUICK, BANK_BUILD, EVAL_KINDS = "quick", "bank build", ("eval run", "eval tune")
 PARENT_KINDS = (QUICK, *EVAL_KINDS)
@@ -139,7 +138,7 @@ def load_gains(reg: Registry, limit: int) -> Gains | None:
 
 
 def is_finished(evaluation: Evaluation) -> bool:
-    """Whether an evaluation has its result."""
+    """Whether an evaluation has finished with a result."""
     return evaluation.status == "done" and bool(evaluation.result.get("methods"))
 
 
@@ -173,13 +172,11 @@ def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list
     job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
     own = [run for run in runs if not any(_is_part(run, parent, job_of) for parent in parents)]
     done = [run for run in own if run.status == "done"]
-    return [run for run in own if not (run.status == "interrupted" and any(_ends(later, run) for later in done))]
+    return [run for run in own if not (run.status == "interrupted" and any(_completes(later, run) for later in done))]
 
 
-def _ends(later: Run, run: Run) -> bool:
-    """Whether `later` completed the work of `run`. Adaptations on one bank may be of different users, except
-    adaptations of all.
-    """
+def _completes(later: Run, run: Run) -> bool:
+    """Whether `later` repeats the job of `run`, so that it completed it. Adaptations count only if of all users."""
     same = run.subject and later.id > run.id and (later.kind, later.subject) == (run.kind, run.subject)
     return bool(same) and (run.kind != ADAPT_RUN_KIND or (_is_of_all_users(run) and _is_of_all_users(later)))
 
@@ -210,7 +207,7 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
     if run.kind == QUICK and "verdict" in result:
         return str(result["verdict"])
     if run.kind == ADAPT_RUN_KIND and "users" in result:
-        return _adaptation_words(result)
+        return _adaptation_summary(result)
     if run.kind == BANK_BUILD:
         bank = next((bank for bank in reg.banks.all() if bank_label(bank) == run.subject), None)
         return "" if bank is None else pluralise(len(reg.banks.anchors(bank.id)), "anchor")
@@ -220,7 +217,7 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
     return ""
 
 
-def _adaptation_words(result: Mapping[str, Any]) -> str:
+def _adaptation_summary(result: Mapping[str, Any]) -> str:
     if not result["measured"]:
         return pluralise(result["users"], "user")
     return f"held-out loss fell for {result['better']} of {pluralise(result['measured'], 'user')}"

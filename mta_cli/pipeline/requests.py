@@ -26,7 +26,7 @@ from mta_cli.options import (
     ScreeningOptions,
     options_from_json,
 )
-from mta_cli.pipeline.bank_sizes import bank_sizes
+from mta_cli.pipeline.bank_sizes import choose_bank_sizes
 from mta_cli.pipeline.data.examples import history_mix
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model, resolve_setting
@@ -43,7 +43,7 @@ SCREENING_OPTIONS_KEY = "gate_options"  # in a bank's config
 
 
 class JobSpec:
-    """What the requests of all jobs on a task and a base have, so that it is said here what determines their result."""
+    """The common part of the requests of all jobs on a task and a base."""
 
     task: Task
     base: ModelEntry
@@ -52,7 +52,7 @@ class JobSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the result of every job, as JSON; each job adds its own options and data."""
+        """The JSON of everything that determines a job's result, without the job's own options and data."""
         return {
             "base": self.base.fingerprint,
             "task": asdict(self.task),
@@ -67,7 +67,7 @@ class JobSpec:
 
     @property
     def history_mix(self) -> tuple[int, ...]:
-        """How many own items training prompts show."""
+        """The numbers of own items that training prompts show."""
         return history_mix(self.prompt.history_items)
 
 
@@ -105,7 +105,7 @@ class BankRequest(JobSpec):
 class FuseRequest(JobSpec):
     """The request of a fusion. It uses the newest ready bank of the task for this base.
 
-    `embedder`: the one that was asked for, which has to be the bank's; None: the bank's. `memory`: the label memory of
+    `embedder` must be the bank's; None means the bank's. `memory`: the label memory of
     the user's model; evidence does not count what it already knows.
     """
 
@@ -274,7 +274,7 @@ def eval_request(
         base_model(options),
         embedder_model(options),
         options[EvalOptions],
-        bank_sizes(reg, task, options[BankOptions]).options,
+        choose_bank_sizes(reg, task, options[BankOptions]).options,
         options[PromptOptions],
         options[MachineOptions],
         method_settings,
@@ -292,7 +292,7 @@ def chat_options(
     stops: Sequence[str] = (),
     system: str | None = None,
 ) -> ChatOptions:
-    """The options of `mta ask`, `compare` and `chat`. Raises UsageError for those that contradict each other."""
+    """The options of `mta ask`, `compare` and `chat`. Raises UsageError if options contradict each other."""
     if not all(stops):
         raise UsageError(
             (Flag("stop"), ": an empty text stops nothing."),
@@ -322,12 +322,12 @@ def demo_request(options: OptionSet, *, full: bool) -> DemoRequest:
 
 
 def base_model(options: OptionSet) -> ModelEntry:
-    """The base, ready to load. Raises NotFound where it is not on this machine."""
+    """The base of the options, ready to load. Raises NotFound if it is not installed."""
     return resolve_setting("models.base", options[ModelOptions].base)
 
 
 def embedder_model(options: OptionSet) -> ModelEntry:
-    """The embedder, ready to load. Raises NotFound where it is not on this machine."""
+    """The embedder of the options, ready to load. Raises NotFound if it is not installed."""
     return resolve_setting("models.embedder", options[ModelOptions].embedder)
 
 
@@ -343,7 +343,7 @@ def bank_options(request: EvalRequest) -> BankOptions:
 
 
 def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | None) -> str:
-    """The task that is meant: `task`, the users' common one, or the only one that has a bank."""
+    """The task of an adaptation: `task` if given, else the users' common task, else the only one with a bank."""
     if task is not None:
         return task
     if users is None:
@@ -429,7 +429,7 @@ def restore_eval_request(
 
 
 def _restore_measured_bank(reg: Registry, evaluation: Evaluation) -> MeasuredBank | None:
-    """The bank that an evaluation was begun to measure. Raises NotFound where it was removed since."""
+    """The bank that an evaluation measures. Raises NotFound if the bank was removed."""
     number = evaluation.config.get("measured_bank")
     if number is None:
         return None
@@ -452,7 +452,7 @@ def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> 
 
 
 def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
-    """The model of this fingerprint, ready to load. Raises IntegrityFault where its name now means another model."""
+    """The model of this fingerprint, ready to load. Raises IntegrityFault if its name now means another model."""
     name = reg.models.get(fingerprint).name
     entry = resolve_model(name, kind)
     if entry.fingerprint != fingerprint:

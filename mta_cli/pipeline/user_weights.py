@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import Command, Flag, IntegrityFault, NotFound, UsageError, Words
-from mta_cli.pipeline.bases_in_use import base_flags, base_name, base_names, named_base
+from mta_cli.pipeline.bases_in_use import base_flags, base_name, base_name_if_several, base_names
 from mta_cli.pipeline.data.tasks import find_task, has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
@@ -33,7 +33,7 @@ class AnswerSource:
     anchors: tuple[str, ...] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
-        """The JSON record beside an answer."""
+        """The source as JSON, for the document of an answer."""
         return {"mode": self.mode, "bank": self.bank, "version": self.version, "anchors": list(self.anchors)}
 
 
@@ -69,7 +69,7 @@ def user_command(reg: Registry, verb: str, user: User, task: str, base: str, nam
     """`mta user fuse USER --task TASK`, or another verb, with `--base` if it is needed; `base` is a fingerprint, `name`
     its name.
     """
-    return Command(f"user {verb}", user.name, task=task, base=named_base(reg, base, name))
+    return Command(f"user {verb}", user.name, task=task, base=base_name_if_several(reg, base, name))
 
 
 def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> tuple[Words, ...]:
@@ -131,7 +131,7 @@ def load_recipe_anchors(
 
 
 def model_parts(reg: Registry, user: User, task: str, bank: Bank) -> Hashable:
-    """The inputs of the user's model on `bank`. Equal inputs give an equal model."""
+    """A value that identifies what the user's model on `bank` is made of. Equal values mean equal models."""
     recipe, stack = reg.recipes.get(user.id, task, bank.id), reg.stacks.get(user.id, task, bank.id)
     anchors = tuple((anchor.id, anchor.user) for anchor in reg.banks.anchors(bank.id))
     return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
@@ -151,7 +151,7 @@ def available_modes(reg: Registry, user: User | None, task: str, base: str) -> l
 
 
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
-    """The most personal mode that this user has: adapted, fused, else common where the task has a bank, else base.
+    """The user's most personal mode: adapted, else fused, else common if the task has a bank, else base.
 
     Without a user it is base.
     """

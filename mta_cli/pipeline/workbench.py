@@ -37,7 +37,7 @@ SpecT = TypeVar("SpecT", bound="JobSpec")
 
 
 class Workbench(Generic[SpecT]):
-    """The workbench of a job. `spec` gives task, base, prompts and machine, `bank` the anchors.
+    """The loaded base, prompts, memory and anchors of a job, each made when first used. `spec` is the job's request.
 
     A given `base` or `rows` is used instead of opening one. With `loads_base` False the base is not loaded, which is
     enough for weights by similarity. `until`: see `PromptRowBuilder`. `embed` is the bank's embedder, if loaded.
@@ -195,5 +195,5 @@ def user_shots(
         profile,
         tuple(item.time for item in items),
         tuple(item.output for item in recent if item.id not in shot_ids),
-        () if rows is None or rows.task.labels else tuple(rows.mixed_rows(items)),
+        () if rows is None or rows.task.labels else tuple(rows.rows_for_every_history_count(items)),
     )

@@ -28,7 +28,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """The rules of one server. `read_keys` reads the file of keys.
+    """Checks who may send requests to one server. `read_keys` reads the file of keys.
 
     Without a file, everyone on this machine may ask. With a file, requests need a key, even if the file has none.
     """
@@ -40,7 +40,7 @@ class Access:
         self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), Counter[str]()
 
     def reread(self) -> None:
-        """Read the keys again."""
+        """Read the file of keys again."""
         found = self._read_keys()
         found.verified = self.keys.verified
         self.keys = found

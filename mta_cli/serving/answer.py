@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Piece:
-    """Text to show, and its tokens."""
+    """A piece of an answer's text, with its tokens."""
 
     text: str
     tokens: tuple[SampledToken, ...] = ()

@@ -82,7 +82,7 @@ def completion_logprobs(entries: Sequence[dict[str, Any]], place: int) -> dict[s
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """One request's answers in an endpoint's format. `mta` is this program's extension of each answer."""
+    """Formats one request's answers for an endpoint. `mta` is the object that this program adds to each answer."""
 
     id: str
     model: str
@@ -102,7 +102,7 @@ class AnswerFormat:
         }
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The answer without streaming."""
+        """The complete response to a request without streaming."""
         return self._head("chat.completion" if self.is_chat else "text_completion") | {
             "choices": [self._choice(one, one.text, one.logprobs, "message") for one in choices],
             "usage": self.usage(choices),
@@ -118,7 +118,7 @@ class AnswerFormat:
         }
 
     def text_chunk(self, choice: Choice, piece: Piece, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """A piece of text."""
+        """The chunk of a stream for a piece of text."""
         return self._chunk() | {"choices": [self._choice(choice, piece.text, entries, "delta")]}
 
     def last(self, choice: Choice) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Routes:
         return Route(path, guarded, methods=[method])
 
     async def _counted(self, handler: Handler, request: Request, who: str) -> Response:
-        """Handle a request and count it for the key `who` until it is answered; a stream until it ends."""
+        """Handle a request; it counts as open for the key `who` until its answer, or its stream, has ended."""
         most = self.service.options.streams
         if self._running[who] >= most:
             raise ApiError(429, f"{most} requests of this key run already.", code="too_many_requests")
@@ -145,7 +145,7 @@ class Routes:
         return json_response(found.body, found.status, found.headers)
 
     def _count_error(self, error: Exception) -> ApiError:
-        """The client's error. It is counted, and logged if it is the server's fault."""
+        """Convert an error for the client and count it; it is logged if it is the server's fault."""
         found = api_error(error)
         if found.status >= 500 and not isinstance(error, ApiError):
             log.error("%s", type(error).__name__, exc_info=error if found.code == "internal_error" else None)
@@ -176,7 +176,7 @@ class Routes:
         return bytes(content)
 
     async def health(self, request: Request) -> Response:
-        """Whether the program runs."""
+        """Whether the server runs."""
         return json_response({"status": "ok"})
 
     async def is_ready(self, request: Request) -> Response:
@@ -185,7 +185,7 @@ class Routes:
         return json_response({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
-        """Numbers for Prometheus; no user is named."""
+        """The server's metrics for Prometheus, without users' names."""
         return Response(self.service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
@@ -276,7 +276,7 @@ class Routes:
         return json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
 
     async def add_item(self, request: Request) -> Response:
-        """Append a question and an answer that is good to a user's history."""
+        """Append a question and its answer to a user's history."""
         body = parse_body(ItemBody, await self._body(request))
         user = await self.service.user(request.path_params["name"], self._may(request), body.task)
         return json_response(await self.service.add_item(user, body.task, body.input, body.output), 201)

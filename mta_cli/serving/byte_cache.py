@@ -38,7 +38,7 @@ class ByteCache(Generic[K, V]):
         return self._values[key][0] if key in self._values else None
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all values."""
         for key in self:
             self.drop(key)
 

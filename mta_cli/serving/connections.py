@@ -1,4 +1,4 @@
-"""What clients without a key can take of a server: connections, the time for a request's head, lines of the log."""
+"""Limits for clients without a key: on connections, on the time for a request's head, and on lines of the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CONNECTIONS = 1_000
 
 
 def most_connections() -> int:
-    """The most open connections: half of the files that the process may open, so that the others stay free."""
+    """The limit of open connections: half of the files that the process may open."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
 
@@ -57,7 +57,7 @@ class LimitedConnection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _is_idle(self) -> bool:
-        """Whether it sends no head, or does not read its answer, and is not closed yet."""
+        """Whether an open connection sends no request head, or does not read its answer."""
         return (self._awaits_head() or self.flow.write_paused) and not self.transport.is_closing()
 
     def _close_without_head(self) -> None:
@@ -66,7 +66,7 @@ class LimitedConnection(H11Protocol):
 
 
 class OncePerSecond(logging.Filter):
-    """Lets one record a second through, which says how many were left out before it."""
+    """A log filter that passes one record a second, with the number of records left out before it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class AnswerEngine(Protocol[W]):
     """Computes answers and emits their pieces. Its methods may be called from any thread."""
 
     def start(self) -> None:
-        """Start answering."""
+        """Start to compute answers."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class AnswerEngine(Protocol[W]):
         ...
 
     def require_reachable(self) -> None:
-        """Raises EngineUnavailable if the inference server, if there is one, does not answer within a short time."""
+        """Raises EngineUnavailable if the engine uses an inference server that does not answer in time."""
         ...
 
     def submit(self, answers: Sequence[AnswerRequest[W]]) -> None:
@@ -52,11 +52,11 @@ class AnswerEngine(Protocol[W]):
         ...
 
     def known_owners(self) -> set[int]:
-        """The numbers of the users with waiting or running answers or with cached conversations."""
+        """The ids of users with waiting or running answers or with cached conversations."""
         ...
 
     def forget(self, gone: Sequence[W], owners: Sequence[int]) -> None:
-        """Drop cached data of these models and of users number `owners`, end their answers, and wait for that."""
+        """Drop cached data of the models `gone` and the users `owners`, and end their answers; waits for it."""
         ...
 
     def stop(self, *, drain_seconds: float) -> None:

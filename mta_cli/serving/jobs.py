@@ -70,14 +70,14 @@ class AdaptJobs:
         return job.as_json()
 
     def find(self, number: str, who: str) -> dict[str, Any]:
-        """A job of this key. Raises ApiError."""
+        """The job with this number, requested by the key `who`. Raises ApiError for any other."""
         job = self._jobs.get(number)
         if job is None or job.who != who:
             raise ApiError(404, f"There is no job {number!r:.100}.", code="not_found")
         return job.as_json()
 
     def drop_users(self, gone: set[str]) -> None:
-        """Drop the jobs of these users."""
+        """Remove the jobs of the users with these names."""
         self._jobs = OrderedDict((number, job) for number, job in self._jobs.items() if job.user not in gone)
 
     @property

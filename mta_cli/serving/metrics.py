@@ -9,7 +9,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """One server's numbers."""
+    """One server's counters and gauges."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -35,5 +35,5 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """All numbers in Prometheus' format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -44,7 +44,7 @@ class _Row:
 
 
 class Scheduler:
-    """The engine's thread, on `cores` cores. `submit` and `cancel` may be called from any other thread."""
+    """The engine of this process: a thread that decodes all answers. Other threads may call `submit` and `cancel`."""
 
     def __init__(
         self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
@@ -63,7 +63,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the engine's thread."""
         self._thread.start()
 
     @property
@@ -72,7 +72,7 @@ class Scheduler:
         return self._thread.is_alive()
 
     def require_reachable(self) -> None:
-        """See `AnswerEngine`. Never raises, because this process computes."""
+        """See `AnswerEngine`. Never raises, because no other server is needed."""
 
     def submit(self, answers: Sequence[LocalAnswer]) -> None:
         """Queue these answers. Raises QueueFull if too many wait, and Stopping after `stop`."""
@@ -92,7 +92,7 @@ class Scheduler:
             self._changed.notify()
 
     def known_owners(self) -> set[int]:
-        """The numbers of the users whose answers wait or run, or of whose conversations something is kept."""
+        """The ids of users with waiting or running answers or with cached conversations."""
         found: set[int] = set()
 
         def work() -> None:
@@ -103,7 +103,7 @@ class Scheduler:
         return found
 
     def forget(self, gone: Sequence[UserFactors], owners: Sequence[int]) -> None:
-        """Drop what is kept of these models and of users number `owners`, whose answers end; wait for it."""
+        """Drop cached data of the models `gone` and the users `owners`, and end their answers; waits for it."""
         missing = MtaError("The model was removed.")
 
         def work() -> None:
@@ -121,7 +121,7 @@ class Scheduler:
         self._call(work)
 
     def _answers(self) -> list[LocalAnswer]:
-        """All waiting and running answers. Call it in the scheduler's thread."""
+        """All waiting and running answers. For the engine's thread only."""
         with self._changed:
             waiting = list(self._waiting)
         reading = [self._reading[0]] if self._reading is not None else []
@@ -137,7 +137,7 @@ class Scheduler:
         self._thread.join(drain_seconds + 10)
 
     def _call(self, work: Callable[[], None]) -> None:
-        """Do `work` in the thread, between two steps, and wait for it."""
+        """Run `work` in the engine's thread between two steps, and wait for it."""
         done = threading.Event()
         with self._changed:
             self._calls.append((work, done))
@@ -229,7 +229,7 @@ class Scheduler:
             self._prefixes.clear()  # the cache only saves time
 
     def _read_prompts(self) -> None:
-        """Read up to `PIECE_TOKENS` tokens of prompts. Completely read prompts join the batch, or get their label."""
+        """Compute up to `PIECE_TOKENS` tokens of prompts. Complete prompts join the batch, or get their label."""
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         budget = PIECE_TOKENS
@@ -252,7 +252,7 @@ class Scheduler:
                     answer.emit(Failed(error))
 
     def _begin_reading(self) -> bool:
-        """Start reading the first waiting prompt, if there is room for another row."""
+        """Take the first waiting request, if there is room for another row."""
         from mta_cli.engine.generation.decoding_batch import PromptPass, PromptText
         from mta_cli.engine.generation.request import common_prefix_length
         from mta_cli.engine.model.device_memory import is_out_of_memory

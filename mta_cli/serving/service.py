@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import Command, MtaError, UsageError
-from mta_cli.pipeline.chat.answer import answer_penalty
+from mta_cli.pipeline.chat.answer import answer_repetition_penalty
 from mta_cli.pipeline.chat.fit_prompt import check_message
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
@@ -27,7 +27,7 @@ from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.schemas import ChatPreferences, Sampling
-from mta_cli.serving.user_models import May, Prepared, UserModels, shown_names
+from mta_cli.serving.user_models import May, Prepared, UserModels, visible_names
 from mta_cli.serving.weights import FactorsMaker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Update = tuple[Choice, Piece, list[dict[str, Any]]]
 
 @dataclass
 class Running:
-    """A request's answers while they are made. `choices` grow; `events` come from the scheduler's thread."""
+    """A request whose answers are being computed: its `choices` so far, and the queue of the engine's `events`."""
 
     prepared: Prepared[Any]
     sampling: Sampling
@@ -58,7 +58,7 @@ class Running:
 
 
 class Service:
-    """One loaded base, a store, and everybody's models."""
+    """Answers requests with one loaded base and the models of all users of a store."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Service:
         self._embed: Any = None
 
     def about(self) -> dict[str, Any]:
-        """What is served, for programs on this machine: see `RunningServer`."""
+        """A description of the served base and options for programs on this machine: see `RunningServer`."""
         entry = self._entry
         return {"base": entry.name, "fingerprint": entry.fingerprint, "ready": self.ready, "chat": asdict(self.chat)}
 
@@ -108,7 +108,7 @@ class Service:
         self._loaded = True
 
     def _open_base(self, prefix_bytes: int) -> ServedBase[Any]:
-        """The base in this process, or beside a vLLM server. Raises MtaError."""
+        """Load the base in this process, or connect to a vLLM server that serves it. Raises MtaError."""
         if self.options.vllm:
             from mta_cli.pipeline.models.verify import verify_in_background
             from mta_cli.serving.vllm.vllm_engine import connect_vllm
@@ -134,7 +134,7 @@ class Service:
         return ServedBase(base, FactorsMaker(base), scheduler, JsonFormats(base))
 
     async def stop(self, drain_seconds: float) -> None:
-        """Let running answers end for a while, then close everything."""
+        """Give running answers `drain_seconds` to end, then stop the engine and close the store."""
         self.ready = False
         if self._loaded:
             await asyncio.to_thread(partial(self._engine.stop, drain_seconds=drain_seconds))
@@ -148,12 +148,12 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._store_thread, partial(work, *given))
 
     def require_ready(self) -> None:
-        """Raises ApiError while the base is loading, and once the scheduler has ended."""
+        """Raises ApiError while the base is loading and after the engine has ended."""
         if not self.ready or not self._engine.is_alive:
             raise ApiError(503, "The model is loading.", code="loading")
 
     async def check_ready(self) -> None:
-        """Raises as `require_ready`, and EngineUnavailable while the vLLM server does not answer."""
+        """Raises the errors of `require_ready`, and EngineUnavailable if the vLLM server does not answer."""
         self.require_ready()
         await asyncio.to_thread(self._engine.require_reachable)
 
@@ -166,7 +166,7 @@ class Service:
         may: May,
         asked: ChatPreferences,
     ) -> Running:
-        """Start the answers to a conversation. Raises ApiError."""
+        """Queue the answers to a conversation. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
             target = models.resolve(model, task, may)
@@ -175,7 +175,7 @@ class Service:
         return await self._begin(model, prepare, sampling, may, is_chat=True)
 
     async def begin_completion(self, model: str, task: str | None, text: str, sampling: Sampling, may: May) -> Running:
-        """Start the continuations of a text. Raises ApiError."""
+        """Queue the continuations of a text. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
             return models.prepare_text(models.resolve(model, task, may), text, sampling.max_tokens)
@@ -214,7 +214,7 @@ class Service:
         self, model: str, prepared: Prepared[Any], sampling: Sampling, may: May, began: float, *, is_chat: bool
     ) -> Running:
         source = prepared.model.source.as_json()
-        source["anchors"] = shown_names(source["anchors"], may)
+        source["anchors"] = visible_names(source["anchors"], may)
         mta = {**source, "task": prepared.model.task.name, "own_examples": prepared.own_examples}
         mta |= {"dropped_messages": prepared.dropped_messages} if prepared.dropped_messages else {}
         kind = "chatcmpl" if is_chat else "cmpl"
@@ -246,7 +246,7 @@ class Service:
         penalty = sampling.repetition_penalty
         if penalty is None:
             # vLLM counts the prompt's tokens too, so that a default would be against the user's own words
-            penalty = answer_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
+            penalty = answer_repetition_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
@@ -283,7 +283,7 @@ class Service:
         ]
 
     async def pieces(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
-        """The pieces of all answers as they come, with their log-probabilities. Raises what failed.
+        """Yield the pieces of a request's answers, with their log-probabilities. Raises the error of a failed answer.
 
         Ends all answers where the client is gone or leaves. `is_gone` is asked a few times a second.
         """
@@ -324,7 +324,7 @@ class Service:
             self._engine.cancel(running.answers)
 
     async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
-        """The label as every choice's answer; `mta` gets their log-probabilities, and whether label memory counted."""
+        """Answer every choice with the decided label; `mta` gets the log-probabilities and whether memory was used."""
         prepared, labels = running.prepared, running.prepared.model.task.labels
         place, logprobs, memory = await self._in_store_thread(self._models.decide_label, prepared, scores)
         running.format.mta.update(labels=dict(zip(labels, logprobs, strict=True)), memory=memory)
@@ -343,13 +343,13 @@ class Service:
         self._engine.cancel(running.answers)
 
     async def whole(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-        """All answers of a request, once they are complete."""
+        """Wait until all answers of a request are complete, and return them in one response."""
         async for _ in self.pieces(running, is_gone):
             pass
         return running.format.whole(running.choices)
 
     async def models(self, may: May) -> list[dict[str, Any]]:
-        """The base, and the models of the first `LISTED_USERS` users that the client may ask."""
+        """The descriptions of the base and of the models of the first `LISTED_USERS` users that the client may ask."""
         self.require_ready()
 
         def work() -> list[dict[str, Any]]:
@@ -358,7 +358,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def model(self, name: str, may: May) -> dict[str, Any]:
-        """One model. Raises ApiError."""
+        """The description of one model. Raises ApiError."""
         self.require_ready()
 
         def work() -> dict[str, Any]:
@@ -367,7 +367,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def embeddings(self, model: str, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        """Unit vectors of texts by the configured embedder, and how many tokens it read. Raises ApiError."""
+        """The texts' unit vectors by the configured embedder, and their number of tokens. Raises ApiError."""
         self.require_ready()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._embed_thread, self._embeddings, model, list(texts))
@@ -385,7 +385,7 @@ class Service:
         return found, self._embed.count_tokens(texts)
 
     async def user(self, name: str, may: May, task: str | None = None) -> User:
-        """The user of a name, for writing. Raises ApiError for others and for an unknown `task`."""
+        """The user `name`, to whom the client may write. Raises ApiError for other users and for an unknown `task`."""
         self.require_ready()
 
         def work() -> User:
@@ -396,7 +396,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def add_item(self, user: User, task: str | None, question: str, answer: str) -> dict[str, Any]:
-        """Append a question and a good answer to a user's history. Raises BadInput for a blank text."""
+        """Append a question and its answer to a user's history. Raises BadInput for a blank text."""
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
@@ -411,12 +411,12 @@ class Service:
         return await self._in_store_thread(work)
 
     async def recheck(self) -> None:
-        """See `UserModels.drop_what_is_gone`."""
+        """See `UserModels.drop_outdated`."""
         if self._loaded:
-            await self._in_store_thread(lambda: self._models.drop_what_is_gone(self._engine.known_owners()))
+            await self._in_store_thread(lambda: self._models.drop_outdated(self._engine.known_owners()))
 
     async def existing_users(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that users have."""
+        """The names among `names` that are names of users."""
         if not self._loaded:
             return set(names)
         return await self._in_store_thread(self._reg.users.existing_names, list(names))
@@ -429,14 +429,14 @@ def _count_cores() -> int:
 
 
 def _compute_on_one_core() -> None:
-    """For threads beside the scheduler's: OpenMP's threads are slower once there are more of them than cores."""
+    """Limit OpenMP to one thread here, because it is slow with more threads than cores in all threads together."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def require_known_family(entry: ModelEntry) -> None:
-    """Raises UsageError where the decoder does not know the base's layers, before its weights are read."""
+    """Raises UsageError, before weights are read, if the fast decoder does not support the base's family."""
     from mta_cli.engine.model.load import family_without_decoder
 
     try:

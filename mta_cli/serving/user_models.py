@@ -1,4 +1,4 @@
-"""Users' models for the server: who a model's name means, its factors in memory, its prompts and its label memory.
+"""Users' models for the server: resolves model names, keeps factors in memory, makes prompts and label priors.
 
 Everything here runs in the one thread that reads the store. Each request looks up what the user has now; factors are
 made again where that has changed.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.options import MemoryOptions
-from mta_cli.pipeline.chat.answer import answer_limit, answer_room
+from mta_cli.pipeline.chat.answer import answer_token_limit, reserved_answer_tokens
 from mta_cli.pipeline.chat.fit_prompt import (
     Message,
     PromptRoom,
@@ -48,28 +48,28 @@ if TYPE_CHECKING:
 
 BASE_NAME, BASE_PREFIX = "base", "base:"
 MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
-LISTED_USERS = 1_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
+LISTED_USERS = 1_000  # users in `/v1/models`; a longer list is of no use, and every model can be asked by name
 May = Callable[[str], bool]  # whether the client may ask a user's model
 ModelKey = tuple[int | None, str, str | None]  # the user's number, None for no user; task; the mode asked for
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a model's name means: a user, None for the base, and the task whose prompt each message becomes."""
+    """A resolved model name: the user (None for the base), and the task whose prompt each message fills, if any."""
 
     name: str
     user: User | None
     task: str | None
 
     @property
-    def asks_task(self) -> bool:
-        """Whether each message is a question of the task by itself, instead of a turn of a chat."""
+    def has_task_prompt(self) -> bool:
+        """Whether each message is a separate question of the task instead of a turn of a chat."""
         return self.task not in (None, FREE_TASK)
 
 
 @dataclass(frozen=True)
 class LoadedModel(Generic[W]):
-    """A user's model, made. `seal` is all that it was made of."""
+    """A user's model in memory. `seal` identifies everything that it was made of, to notice changes."""
 
     user: User | None
     task: Task
@@ -80,7 +80,7 @@ class LoadedModel(Generic[W]):
 
 @dataclass(frozen=True)
 class Prepared(Generic[W]):
-    """A request that is ready for the scheduler. `max_tokens` is the most of an answer, where the window has room.
+    """A request that is ready for the engine. `max_tokens` is the limit of an answer, unless the window has less room.
 
     `labels` are token ids of the task's labels; empty for a text. `prompt` shows `own_examples` items of the user, and
     not `dropped_messages` of the oldest.
@@ -97,7 +97,7 @@ class Prepared(Generic[W]):
 
 
 class UserModels(Generic[W]):
-    """The models of a store's users on one base. `on_dropped` is called with weights that no model has now."""
+    """The models of a store's users on one base. `on_dropped` is called with weights that no model uses any more."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class UserModels(Generic[W]):
         self._memories = BankMemories(reg, base.fingerprint, options.machine.device)
 
     def resolve(self, model: str, task: str | None, may: May) -> Target:
-        """What `model` means: `base`, USER or USER/TASK. Raises one ApiError for what is not and what may not."""
+        """Resolve a model name: `base`, USER or USER/TASK. Unknown and forbidden models give the same ApiError."""
         if model == BASE_NAME:
             return Target(model, None, self.require_task(task, "task") if task else self.options.task)
         named = model.startswith(BASE_PREFIX) and self._find(model, may) is None
@@ -132,19 +132,19 @@ class UserModels(Generic[W]):
         return Target(model, user, own_task)
 
     def require_user(self, name: str, may: May) -> User:
-        """The user of this name. Raises ApiError for one whom there is not or whom the client may not ask."""
+        """The user `name`. Raises the same ApiError for an unknown user and for one whom the client may not ask."""
         if (user := self._find(name, may)) is None:
             raise unknown_model(name)
         return user
 
     def require_task(self, name: str, param: str) -> str:
-        """The task's name. Raises ApiError for one that there is not."""
+        """The name of an existing task. Raises ApiError for an unknown one, which names the parameter `param`."""
         if not self._is_task(name):
             raise invalid(param, f"There is no task {name!r:.100}.")
         return name
 
     def _find(self, name: str, may: May) -> User | None:
-        """The user of this name, if the client may ask them; the store is not asked about others."""
+        """The user `name` if the client may ask them; None otherwise. For other names the store is not read."""
         if not name or not may(name):
             return None
         (found, *_) = [*self.reg.users.existing_names([unicodedata.normalize("NFC", name)]), None]
@@ -169,17 +169,17 @@ class UserModels(Generic[W]):
         max_tokens: int | None,
         asked: ChatPreferences,
     ) -> Prepared[W]:
-        """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError.
+        """The prompt of a conversation, or of its last message if the target has a task. Raises ApiError.
 
-        `max_tokens` and `asked` are what the client asked for.
+        `max_tokens` and `asked` are the client's options.
         """
         first = next((message["content"] for message in messages if message["role"] == "user"), None)
         model = self.current_model(target, first, asked.mode)
-        limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
+        limit = self._answer_limit(max_tokens, model.task if target.has_task_prompt else None)
         rows, user_id = self._builder(model.task), None if model.user is None else model.user.id
         if asked.history_items is not None:
             rows = rows.with_history_items(asked.history_items)
-        if not target.asks_task:
+        if not target.has_task_prompt:
             room, truncate = self._room(limit, 1), asked.truncate
             with self._too_long_as_api_error(messages):
                 prompt = fit_conversation(rows, user_id, messages, room, drop_exchanges=truncate)
@@ -196,7 +196,7 @@ class UserModels(Generic[W]):
         return Prepared(model, prompt.ids, limit, labels, question, len(prompt.shown), memory=memory)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
-        """A text that the model goes on with, as it is. `max_tokens` is what the client asked for."""
+        """A text that the model continues without any prompt around it. `max_tokens` is the client's option."""
         from mta_cli.engine.text.tokenizer import PromptTokenizer
 
         check_message(text)
@@ -208,10 +208,10 @@ class UserModels(Generic[W]):
         return Prepared(self.current_model(target), ids, self._answer_limit(max_tokens, None))
 
     def _answer_limit(self, asked: int | None, task: Task | None) -> int:
-        return asked if asked is not None else answer_limit(self.options.answer, task)
+        return asked if asked is not None else answer_token_limit(self.options.answer, task)
 
     def _require_length(self, characters: int, param: str) -> None:
-        """Raises ApiError for a text that fits no window, before it is cut into tokens."""
+        """Raises ApiError for a text too long for any window, before it is tokenised."""
         if characters > MAX_CHARACTERS_PER_TOKEN * self.base.window:
             raise self._too_long(f"{param} has {characters:,} characters", param)
 
@@ -220,13 +220,13 @@ class UserModels(Generic[W]):
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _room(self, limit: int, least: int) -> PromptRoom:
-        """The room for a prompt: with own items as in `mta ask`, for an answer of `limit` tokens; else of `least`."""
+        """The limits of a prompt, which leave room for `limit` answer tokens; without history items for `least`."""
         window = self.base.window
-        return PromptRoom(window - max(least, answer_room(limit, window)), window - least, self.base.name)
+        return PromptRoom(window - max(least, reserved_answer_tokens(limit, window)), window - least, self.base.name)
 
     @contextmanager
     def _too_long_as_api_error(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Inside, messages that do not fit the window raise an ApiError; very long ones before they are tokenised."""
+        """Inside the block, messages that do not fit the window raise ApiError, very long ones before tokenising."""
         self._require_length(sum(len(message["content"]) for message in messages), "messages")
         try:
             yield
@@ -234,9 +234,9 @@ class UserModels(Generic[W]):
             raise self._too_long(f"The messages make a prompt of {error.tokens} tokens", "messages") from error
 
     def current_model(self, target: Target, about: str | None = None, mode: str | None = None) -> LoadedModel[W]:
-        """The model as the user has it now, from memory where nothing has changed; without `mode` the most personal.
+        """The user's current model, from memory if nothing has changed; without `mode`, the most personal one.
 
-        Where the target has no task, it is chosen among the user's own by the message `about`: see `default_task`.
+        If the target has no task, the message `about` chooses among the user's tasks: see `default_task`.
         Raises ApiError for a mode that the user does not have.
         """
         user, fingerprint = target.user, self.base.fingerprint
@@ -248,12 +248,12 @@ class UserModels(Generic[W]):
         elif mode not in (modes := available_modes(self.reg, user, name, fingerprint)):
             raise invalid("mode", f"{target.name} has no {mode} model for {name}, but {', '.join(modes)}.")
         if mode == "base":
-            return LoadedModel(user, task, AnswerSource("base"), self._maker.nobody, None)
+            return LoadedModel(user, task, AnswerSource("base"), self._maker.bare_base, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         assert bank is not None
         seal = self._seal(user, task, bank)
         known = self.cache.get(key)
-        if known is not None and known.seal == seal and self._maker.is_there(known.weights):
+        if known is not None and known.seal == seal and self._maker.still_exists(known.weights):
             return known
         dropped = [known] if known is not None else []
         self.cache.drop(key)
@@ -263,12 +263,12 @@ class UserModels(Generic[W]):
             dropped += self.cache.put(key, model)
         finally:
             if dropped:
-                self._drop([one.weights for one in dropped], [])
+                self._report_dropped([one.weights for one in dropped], [])
         return model
 
-    def _drop(self, weights: Sequence[W], owners: Sequence[int]) -> None:
-        """Let go of weights, and tell of them and of the numbers of users who are gone."""
-        self._maker.keep_for(model.weights for model in self._models())
+    def _report_dropped(self, weights: Sequence[W], owners: Sequence[int]) -> None:
+        """Call `on_dropped` with weights that no model uses and the ids of removed users."""
+        self._maker.drop_all_except(model.weights for model in self._models())
         self._on_dropped(weights, owners)
 
     def _seal(self, user: User | None, task: Task, bank: Bank) -> Hashable:
@@ -295,7 +295,7 @@ class UserModels(Generic[W]):
         return known
 
     def decide_label(self, prepared: Prepared[W], scores: Sequence[float]) -> tuple[int, list[float], bool]:
-        """The label to answer, the log-probability of each, nats, and whether label memory counted beside `scores`."""
+        """The index of the label to answer, each label's log-probability (nats), and whether label memory was used."""
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
         from mta_cli.serving.answer_format import normalised
 
@@ -305,10 +305,10 @@ class UserModels(Generic[W]):
         found = add_label_prior(scores, prior, prepared.question, None)
         return decide_label(found, model.task.labels, model.task.metric), normalised(found), prior is not None
 
-    def drop_what_is_gone(self, known: Iterable[int]) -> None:
-        """Drop what was made for users who are gone or of parts that have changed, and every kept text.
+    def drop_outdated(self, known: Iterable[int]) -> None:
+        """Drop models of removed users, models whose parts have changed, and all cached prompts.
 
-        `known` are the numbers of users of whom the scheduler knows; `on_dropped` is told who of them is gone.
+        `known` are the ids of users whom the engine knows; `on_dropped` is called with the removed ones.
         """
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
@@ -324,7 +324,7 @@ class UserModels(Generic[W]):
             self.reg.items.drop_kept_texts()
             self._examples.clear()
             self._memories.clear()
-            self._drop(gone, gone_users)
+            self._report_dropped(gone, gone_users)
 
     def _exists(self, user_id: int) -> bool:
         try:
@@ -334,7 +334,7 @@ class UserModels(Generic[W]):
         return True
 
     def describe(self, target: Target, may: May) -> dict[str, Any]:
-        """A model as `/v1/models` shows it. Anchors whom the client may not ask have no name there."""
+        """A model's entry in `/v1/models`. Anchors whom the client may not ask have no name in it."""
         user, created = target.user, 0
         if user is not None:
             created = _unix_time(user.created)
@@ -352,7 +352,7 @@ class UserModels(Generic[W]):
         mode = most_personal_mode(self.reg, user, name, fingerprint)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         shown: dict[str, Any] = {"mode": mode, "task": name, "bank": None, "version": None, "anchors": [], "bytes": 0}
-        shown["prompt"] = "task" if target.asks_task else "chat"
+        shown["prompt"] = "task" if target.has_task_prompt else "chat"
         shown["history_items"] = 0 if user is None else self.options.prompt.history_items
         labels = has_task(self.reg, name) and find_task(self.reg, name).labels
         shown["memory"] = self.options.memory.memory if labels and mode != "base" else "off"
@@ -368,11 +368,11 @@ class UserModels(Generic[W]):
         loss = None
         if stack is not None and stack.heldout_after is not None:
             loss = {"fused": stack.heldout_before, "adapted": stack.heldout_after}
-        parts = {"bank": bank.name, "version": bank.version, "anchors": shown_names(names, may)}
+        parts = {"bank": bank.name, "version": bank.version, "anchors": visible_names(names, may)}
         return shown | parts | {"bytes": size, "heldout": loss, "ladder": bank.config.get("ladder")}
 
     def list_targets(self, may: May) -> Iterator[Target]:
-        """The base, and of each user whom the client may ask the chat model and one model for each task."""
+        """The base, and for each user whom the client may ask, a chat model and a model for each task."""
         yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
             try:
@@ -386,8 +386,8 @@ class UserModels(Generic[W]):
                     yield Target(f"{shown}/{task}", user, task)
 
 
-def shown_names(names: Sequence[str | None], may: May) -> list[str | None]:
-    """Names of anchors, None for those whom the client may not ask and for users who were forgotten."""
+def visible_names(names: Sequence[str | None], may: May) -> list[str | None]:
+    """The names of anchors; None for users whom the client may not ask and for forgotten users."""
     return [name if name is not None and may(name) else None for name in names]
 
 

@@ -21,7 +21,7 @@ class Weights(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Its size in memory or on disk."""
+        """The model's size in memory or on disk, in bytes."""
         ...
 
 
@@ -32,7 +32,7 @@ class WeightsMaker(Protocol[W]):
     """Makes users' models from the store. Used in the thread that reads the store."""
 
     @property
-    def nobody(self) -> W:
+    def bare_base(self) -> W:
         """The base without adapters."""
         ...
 
@@ -40,12 +40,12 @@ class WeightsMaker(Protocol[W]):
         """The user's model for a task; without a user the common model. Raises MtaError."""
         ...
 
-    def is_there(self, weights: W) -> bool:
+    def still_exists(self, weights: W) -> bool:
         """Whether the made weights still exist."""
         ...
 
-    def keep_for(self, models: Iterable[W]) -> None:
-        """Drop data that is kept for other models than these."""
+    def drop_all_except(self, models: Iterable[W]) -> None:
+        """Drop cached data of all models except `models`."""
         ...
 
 
@@ -56,7 +56,7 @@ class FactorsMaker:
         from mta_cli.engine.lora.row_factors import UserFactors
 
         self._decoder, self._fingerprint = base.decoder, base.fingerprint
-        self.nobody = UserFactors({}, {}, {})
+        self.bare_base = UserFactors({}, {}, {})
         self._task_adapters: dict[str, FusedFactors] = {}
 
     def make(
@@ -77,11 +77,11 @@ class FactorsMaker:
             self._task_adapters[digest] = fused_factors(self._decoder, weights)
         return self._task_adapters[digest]
 
-    def is_there(self, weights: UserFactors) -> bool:
+    def still_exists(self, weights: UserFactors) -> bool:
         """See `WeightsMaker`."""
         return True
 
-    def keep_for(self, models: Iterable[UserFactors]) -> None:
+    def drop_all_except(self, models: Iterable[UserFactors]) -> None:
         """See `WeightsMaker`."""
         used = {id(model.shared) for model in models}
         self._task_adapters = {digest: one for digest, one in self._task_adapters.items() if id(one) in used}

@@ -41,7 +41,7 @@ def test_backup_forget_restore(store: Path, tmp_path: Path) -> None:
     ran = mta_ok("restore", file, "--yes", "--json")
     done = ran.json()
     assert (done["users"], done["replaced"], done["forgotten"], done["withdrawn"]) == (1, True, 1, 0)
-    assert done["not_replayed"] is None and "removed again: 1" in ran.err
+    assert done["not_replayed"] is None and "now removed again: 1" in ran.err
     assert names(store) == ["bob"] and mta("doctor", "--json").json()["checks"][8]["ok"]
 
 

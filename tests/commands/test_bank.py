@@ -107,7 +107,7 @@ def test_tables_for_people(peopled: Path) -> None:
     assert "Next: mta user adapt -t lamp-2" in shown.err
     for said in (shown.out, mta_ok("bank", "show", "lamp-2").out):
         assert "as if they were new: 5 other items of the user are known" in said and "common+memory" in said
-        assert "Label memory:" in said and "This rests on 90 questions of 9 users" in said
+        assert "Label memory:" in said and "Measured on 90 questions of 9 users" in said
     assert "90 answers of 9 users serve as neighbours (sharpness" in mta_ok("bank", "show", "lamp-2").out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
     adapted = mta_ok("user", "adapt", "ida", "--steps", 6)
@@ -125,7 +125,7 @@ def test_an_answer_says_where_its_bank_does_not_beat_no_model(peopled: Path, ver
     of_base = (*asked, "--mode", "base")
     assert "held-out users" not in mta_ok(*of_base).err, "the base has answered, without the bank"
     mta_ok("user", "fuse", "ida")
-    told = mta_ok(*asked).err.count("Bank lamp-2 v1 on held-out users, without personal steps: all of it together is")
+    told = mta_ok(*asked).err.count("Bank lamp-2 v1 on held-out users, without personal steps: all steps together are")
     assert told == (verdict != "worth it")
     assert "held-out users" not in mta_ok("-q", *asked).err
     assert "held-out users" not in mta_ok(*asked, "--free-decoding").err, "generated text is not what was measured"
@@ -143,7 +143,7 @@ def test_a_dry_run_says_where_each_value_came_from(peopled: Path, monkeypatch: p
 
 
 def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
-    refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 99), 4, "99 anchors", "users may be one")
+    refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 99), 4, "99 anchors", "users can be anchors")
     refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 0), 2, "bank.anchors = 0", "the least is 1")
     refused(mta("bank", "build", "--task", "lamp-22"), 3, "lamp-22", "lamp-2")
     for more in ([], ["--dry-run"]):

@@ -365,7 +365,7 @@ def test_the_last_conversation_is_gone_on_with(world: World, mta: Mta) -> None:
     mta("chat", "--user", "alice", *FAST, stdin=b"an older one\n")
     mta("chat", "--user", "alice", *FAST, stdin=b"the first question\n")
     told = mta("chat", "--user", "alice", "--continue", *FAST, stdin=b"the second question\n")
-    assert told.code == 0 and "Going on with chat" in told.err
+    assert told.code == 0 and "Continuing chat" in told.err
     newest, older = world.reg.chats.of_user(world.alice.id)
     asked = [message.content for message in world.reg.chats.messages(newest.id)][::2]
     assert asked == ["the first question", "the second question"] and older.title == "an older one"

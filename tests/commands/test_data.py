@@ -67,7 +67,7 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         ([str(EXPORTS / "slack"), "--me", "zoe"], 4, "no message in slack is from zoe"),
         (["notes.jsonl", "--task", "lamp-2"], 4, "6 of 6 answers in notes.jsonl are not labels of lamp-2"),
         (["none.zip", "--me", "ann"], 3, "There is no file 'none.zip'"),
-        (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me bo is one name too many"),
+        (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me bo is a second name"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
         (["notes.jsonl", "--round", "inf"], 2, "round = inf (flag --round): a finite number is needed"),
         (["notes.jsonl", "--round", "1e300"], 2, "the most is 1000000000"),
@@ -151,7 +151,7 @@ def test_a_guessed_time_that_is_accepted_at_a_terminal_costs_no_row(store: Path)
             for question, answer in (("one user's name:", "cy"), ("[text]:", ""), ("for none [day]:", typed)):
                 terminal.until(question)
                 terminal.type(f"{answer}\r")
-            terminal.until("kept without a time that cannot be read: 1" if code == 0 else "'soon' is no ISO 8601")
+            terminal.until("kept without their unreadable time: 1" if code == 0 else "'soon' is not an ISO 8601")
             assert terminal.ended() == code
 
 

@@ -173,7 +173,7 @@ def test_a_store_of_other_people_is_left_alone(tmp_path: Path, more: tuple[str, 
     with Registry.open(tmp_path / "theirs", create=True) as reg:
         reg.users.add("somebody")
     refused = mta("demo", "--keep", tmp_path / "theirs", *more)
-    assert refused.code == 4 and "holds other users" in refused.err
+    assert refused.code == 4 and "contains other users" in refused.err
     with Registry.open(tmp_path / "theirs") as reg:
         assert reg.users.names() == ["somebody"] and reg.banks.all() == []
 

@@ -219,7 +219,7 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
 def test_mistakes_that_the_data_makes(reg: Registry) -> None:
     refused(mta("eval", "run", "--task", "lamp-4", *SMALL), 4, "lamp-4", "0 users")
     ran_out = mta(*RUN, "--anchors", 9)
-    assert ran_out.code == 4 and "Fold 1: 9 anchors asked for" in ran_out.err and "Traceback" not in ran_out.err
+    assert ran_out.code == 4 and "Fold 1: 9 anchors were asked for" in ran_out.err and "Traceback" not in ran_out.err
     assert reg.evaluations.all() == [], "the plan is refused before anything is written"
     begun = reg.evaluations.get_or_create_evaluation("key", "lamp-2", {}, [])
     refused(mta("eval", "show", begun.id), 3, f"Evaluation {begun.id} has no result yet", "mta eval run")

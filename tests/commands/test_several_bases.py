@@ -9,7 +9,7 @@ import pytest
 
 from mta_cli.errors import Command
 from mta_cli.options import ModelOptions
-from mta_cli.pipeline.bases_in_use import choose_base, named_base
+from mta_cli.pipeline.bases_in_use import base_name_if_several, choose_base
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.users.dependents import refresh_command
 from mta_cli.pipeline.users.detail import load_user_detail
@@ -196,5 +196,5 @@ def test_what_to_run_next_names_the_base(two: Path) -> None:
 def test_a_hint_names_the_base_where_another_could_be_meant(two: Path) -> None:
     with Registry.open(two) as reg:
         tiny_base = reg.banks.get("lamp-2", 1).base
-        assert named_base(reg, tiny_base) == "tiny"
-        assert named_base(reg, "sha256:new", "a model") == "a model"
+        assert base_name_if_several(reg, tiny_base) == "tiny"
+        assert base_name_if_several(reg, "sha256:new", "a model") == "a model"

@@ -47,8 +47,8 @@ def test_a_bank_records_what_the_data_decided_and_says_why(peopled: Registry) ->
     _, (plan, *_) = finish(build_bank(peopled, request, plan=(), dry_run=True))
     assert isinstance(plan, JobPlan)
     said = {line.name: (line.value, line.origin) for line in plan.lines}
-    assert said["anchors"] == ("3: a third of the 9 users who may be one", "by the data")
-    assert said["items of an anchor"] == ("8: 9 of 12 users hold them", "by the data")
+    assert said["anchors"] == ("3: a third of the 9 users who can be anchors", "by the data")
+    assert said["items of an anchor"] == ("8: 9 of 12 users have them", "by the data")
     result, _ = finish(build_bank(peopled, request))
     bank = peopled.banks.get(result["bank"])
     assert len(result["anchors"]) == 3 and (bank.config["anchors"], bank.config["min_items"]) == (3, 8)

@@ -237,7 +237,7 @@ EXPORTS: dict[str, tuple[Callable[[Registry, Path], object], str]] = {
     ),
     "Conversation.save": (
         lambda reg, to: saved_transcript(reg, to),
-        "mta_cli.pipeline.chat.conversation._write_new",
+        "mta_cli.pipeline.chat.conversation._write_new_file",
     ),
 }
 """Jobs that write a user's data out of the store: the call, and what it calls while it writes."""
@@ -312,7 +312,7 @@ NOTHING_BY_USER = {
         "plan_item_removal",
         "pull_model",
         "pull_missing_models",
-        "back_up",
+        "write_backup",
         "restore",
         "repair",
         "run_checks",

@@ -14,7 +14,7 @@ import pytest
 from mta_cli.events import JobResult
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions
 from mta_cli.pipeline.chat import answer_on_server
-from mta_cli.pipeline.chat.answer_on_server import server_for
+from mta_cli.pipeline.chat.answer_on_server import find_equivalent_server
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.users.servers import RunningServer, recheck_servers, running_servers, short_path
@@ -90,7 +90,7 @@ def test_only_a_server_with_the_same_settings_answers(process: Process, store_ro
     machine = MachineOptions(dtype="float32")
     entry, same = resolve_model("tiny", "base"), ChatOptions(machine)
     with Registry.open(store_root) as reg:
-        found = server_for(reg, entry, same)
+        found = find_equivalent_server(reg, entry, same)
         assert found is not None and found.process == running.process
         for other in (
             ChatOptions(replace(machine, dtype="bfloat16")),
@@ -99,14 +99,14 @@ def test_only_a_server_with_the_same_settings_answers(process: Process, store_ro
             ChatOptions(machine, free_decoding=True, task="lamp-2"),
             ChatOptions(machine, stops=("\n",)),
         ):
-            assert server_for(reg, entry, other) is None, other
+            assert find_equivalent_server(reg, entry, other) is None, other
         for as_asked in (
             ChatOptions(replace(machine, seed=3)),
             ChatOptions(machine, memory=MemoryOptions(memory="off")),
             ChatOptions(machine, answer=AnswerOptions(max_tokens=3, temperature=1.0)),
         ):
-            assert server_for(reg, entry, as_asked) is not None, as_asked
-        assert server_for(reg, replace(entry, fingerprint="sha256:other"), same) is None
+            assert find_equivalent_server(reg, entry, as_asked) is not None, as_asked
+        assert find_equivalent_server(reg, replace(entry, fingerprint="sha256:other"), same) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_server_that_loads_or_is_of_another_version_is_left_alone(
     monkeypatch.setattr(answer_on_server, "running_servers", lambda root: [changed])
     machine = MachineOptions(dtype="float32")
     with Registry.open(store_root) as reg:
-        assert server_for(reg, resolve_model("tiny", "base"), ChatOptions(machine)) is None
+        assert find_equivalent_server(reg, resolve_model("tiny", "base"), ChatOptions(machine)) is None
 
 
 def test_where_the_server_ends_in_between_the_model_is_loaded_here(process: Process, store_root: Path) -> None:

@@ -58,7 +58,7 @@ def test_what_a_server_has_not(served: Running) -> None:
     assert "ends in /v1" in str(told.value.hint)
     talk = RemoteConversation(served.url, "alice")
     list(talk.answer_message("Who are you?"))
-    with pytest.raises(UsageError, match="does not let its clients write"):
+    with pytest.raises(UsageError, match="does not accept history items"):
         list(talk.accept_exchange())
 
 
@@ -107,7 +107,7 @@ def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> Non
     events = talk.answer_message("What now?")
     next(events)
     events.close()  # type: ignore[attr-defined]
-    with pytest.raises(BadInput, match="was stopped, so it is not an example"):
+    with pytest.raises(BadInput, match="was stopped, so it cannot become a history item"):
         list(talk.accept_exchange())
     with pytest.raises(UsageError, match="conversation over a server cannot"):
         talk.undo_accept()
@@ -162,7 +162,7 @@ def test_an_answer_that_repeats_itself_is_no_example(start: Start) -> None:
     talk = RemoteConversation(start(write=True).url, "alice", sampling={"max_tokens": 200})
     result, seen = result_of(talk.answer_message("0 " + "word " * 12))
     assert result["ended"] == "repetition" and "began to repeat itself" in notes_of(seen)
-    with pytest.raises(BadInput, match="began to repeat itself, so it is not an example"):
+    with pytest.raises(BadInput, match="began to repeat itself, so it cannot become a history item"):
         list(talk.accept_exchange())
 
 
@@ -315,7 +315,7 @@ def test_a_piece_of_another_form_is_one_line_with_the_address(piece: str) -> Non
 
 @pytest.mark.parametrize("endless", [b"x" * 65536, b": ping\n" * 9000, b'data: {"choices": []}\n' * 3000])
 def test_a_stream_without_an_end_is_left(endless: bytes) -> None:
-    with stub(STREAM, endless=endless) as url, pytest.raises(BadInput, match="without an end"):
+    with stub(STREAM, endless=endless) as url, pytest.raises(BadInput, match="above the size limit"):
         list(RemoteConversation(url, "alice").answer_message("Hi"))
 
 

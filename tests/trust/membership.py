@@ -27,7 +27,7 @@ from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.bank.anchor_training import anchor_trainings
+from mta_cli.pipeline.bank.anchor_training import prepare_anchor_trainings
 from mta_cli.pipeline.bank.contributors import Contributor, find_contributors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
@@ -224,10 +224,10 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
     parts = []
     for place, anchor in enumerate(anchors):
         assert anchor.user_id is not None
-        alone = anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
+        alone = prepare_anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
         crowd = tuple(item for user in users if nearest[row[user]] == place for item in items[user])
         mine = {**items, anchor.user_id: crowd or items[anchor.user_id]}
-        wide = anchor_trainings(scene.bench, [anchor], mine, run)[anchor.id]
+        wide = prepare_anchor_trainings(scene.bench, [anchor], mine, run)[anchor.id]
         job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}", task_adapter=bank.task_adapter)
         parts.append(replace(wide, job=job))
     made = train_anew(scene, parts)

@@ -172,7 +172,7 @@ def test_people_who_are_all_the_same_have_one_anchor(store_root: Path) -> None:
             history(reg, f"twin{n}", *[f"film {k}" for k in range(8)])
         document, seen = finish(build_bank(reg, bank_request()))
         assert len(document["anchors"]) == 1
-        assert any("Only 1 of 3 anchors: some users have the same profile" in note for note in notes(seen))
+        assert any("Only 1 of 3 anchors were chosen: some users have the same profile" in note for note in notes(seen))
         result, _ = finish(fuse_user(reg, reg.users.get("twin5"), fuse_request()))
         assert len(result["anchors"]) <= 1 and all(0 <= share["weight"] <= 1 for share in result["anchors"])
         tally("banks of people who are all the same", "one anchor, and told so")

@@ -116,7 +116,7 @@ def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
         bank = poisoned(reg, 4.0)
         gate(reg, bank, base, ScreeningOptions())
     shown = mta_ok("bank", "show", TASK.name).out
-    assert "(mallory): one of its modules is" in shown and "stale" in shown
+    assert "(mallory): the weights of one module are" in shown and "stale" in shown
     assert "(mallory)" in mta_ok("bank", "verify", TASK.name).out
     assert mta_ok("bank", "show", TASK.name, "--json").json()["gates"][0]["user"] == "mallory"
 
@@ -208,7 +208,7 @@ def test_an_evaluations_bank_refuses_the_same(store_root: Path) -> None:
         strict = ScreeningOptions(max_norm=1.0001, max_probe=0.0)
         request = replace(bank_request(**OPTIONS), gates=strict, purpose="eval", on_bank_started=told.append)
         result, seen = finish(build_bank(reg, request))
-        assert result["gates"] and any("times as large" in text for text in notes(seen))
+        assert result["gates"] and any("times the anchors' median" in text for text in notes(seen))
         refused = {one["user"] for one in result["gates"]}
         assert {a["user"] for a in result["anchors"] if a["stale"]} == refused != set()
         assert len(usable_anchors(reg, reg.banks.by_id(told[0]))) == 5 - len(refused)

@@ -25,7 +25,7 @@ from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.events import Event
 from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, ScreeningOptions
 from mta_cli.pipeline.anchors import SCREENING_KEY
-from mta_cli.pipeline.bank.anchor_training import anchor_trainings
+from mta_cli.pipeline.bank.anchor_training import prepare_anchor_trainings
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.contributors import find_contributors
 from mta_cli.pipeline.bank.screening import screen_anchors
@@ -136,7 +136,7 @@ def trained(scene: Scene, anchor: Anchor, user: User) -> LoraWeights:
     assert anchor.user_id is not None
     items = {anchor.user_id: tuple(scene.reg.items.recent_items(user.id, scene.bank.task))}
     run = scene.reg.runs.start_run("trigger", {}, bank_id=scene.bank.id)
-    part = anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
+    part = prepare_anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
     (made,) = train_anew(scene, [replace(part, job=replace(part.job, task_adapter=scene.bank.task_adapter))])
     assert isinstance(made, Adapter), made
     return load_weights(scene.reg, made.digest, scene.bank.base)

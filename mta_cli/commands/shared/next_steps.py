@@ -87,6 +87,6 @@ def _compare_command(user: str, task: str, base: str | None) -> Words:
 
 
 def _named_base(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
-    from mta_cli.pipeline.bases_in_use import named_base  # not for --help
+    from mta_cli.pipeline.bases_in_use import base_name_if_several  # not for --help
 
-    return named_base(reg, fingerprint, name)
+    return base_name_if_several(reg, fingerprint, name)

@@ -134,7 +134,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
     pairs = compared_pairs(weighed)
     adjusted = holm_adjusted([differ[one.step, one.below]["p"] for one in pairs])
     # 3. the rivals that a personal step must beat
-    control, others = _against(weighed, differ, ANOTHERS), _against_others(weighed, seed)
+    control, others = _difference_to(weighed, differ, ANOTHERS), _difference_to_others(weighed, seed)
     rivals = [row for row in (control, others) if row is not None]
     enough = len(first.users) >= MIN_UNITS[unit]
     # 4. the verdicts
@@ -151,7 +151,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
         "comparisons": comparisons,
         "control": control,
         "others": others,
-        "no_model": _against(weighed, differ, NO_MODEL),
+        "no_model": _difference_to(weighed, differ, NO_MODEL),
     }
 
 
@@ -167,7 +167,7 @@ def _pairs_to_compute(measured: Mapping[str, UserSums]) -> list[tuple[str, str]]
     return [*((one.step, one.below) for one in compared_pairs(measured)), *controls]
 
 
-def _against(
+def _difference_to(
     measured: Mapping[str, UserSums], differ: Mapping[tuple[str, str], Mapping[str, Any]], other: str
 ) -> dict[str, Any] | None:
     """The difference of the highest step to `other`; None if either was not measured or, for `another's`, if there is
@@ -180,7 +180,7 @@ def _against(
     return {**row, "verdict": _plain_verdict(row, row["p"])}
 
 
-def _against_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
+def _difference_to_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
     """The difference of the highest step to the mean of other users' models on the same answers; None if these were not
     measured.
     """

@@ -21,13 +21,13 @@ class StreamingDetokenizer:
         """The text that `token_id` completes; empty while a character is incomplete."""
         self._ids.append(token_id)
         text = self._text(self._context, len(self._ids))
-        return "" if text.endswith(REPLACEMENT) else self._take(text)
+        return "" if text.endswith(REPLACEMENT) else self._take_new_text(text)
 
     def flush(self) -> str:
         """The text that is still held back, with U+FFFD for bytes that did not become a character."""
-        return self._take(self._text(self._context, len(self._ids)))
+        return self._take_new_text(self._text(self._context, len(self._ids)))
 
-    def _take(self, text: str) -> str:
+    def _take_new_text(self, text: str) -> str:
         piece = text[len(self._text(self._context, self._shown)) :]
         self._context, self._shown = self._shown, len(self._ids)
         return piece

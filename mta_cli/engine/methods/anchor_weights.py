@@ -166,7 +166,7 @@ def evidence_of(
 def shot_cases(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> tuple[ShotCase, ...]:
-    """What evidence is computed from: each user's shots as examples, and the `candidates` nearest anchors."""
+    """The inputs of evidence: for each user, the shots as examples, and the `candidates` nearest anchors."""
     return tuple(
         ShotCase(shot_examples(context, user, memory), tuple(_candidates(context, user, options)[: options.candidates]))
         for user in users

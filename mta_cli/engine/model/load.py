@@ -257,7 +257,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Silences transformers' progress bars and log lines; what matters is raised as an error instead."""
+    """Silence transformers' progress bars and log lines; real problems are raised as errors."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -139,7 +139,7 @@ class _Backbone(nn.Module):
 
 
 class PlainLlama(nn.Module):
-    """The modules of a Llama. `generation_config` has the tokens that end an answer, where its file says so."""
+    """The modules of a Llama. `generation_config` has the end tokens, if the folder has that file."""
 
     base_model_prefix = "model"
 

@@ -79,7 +79,7 @@ def _restricted_log_likelihoods(
     allowed: Sequence[Sequence[int]],
     cap: float | None,
 ) -> Tensor:
-    """The same for `tokens` [n], predicted by `states` [n, width], each normalised over its allowed tokens."""
+    """Log-likelihoods of `tokens` [n], predicted by `states` [n, width], each normalised over its allowed tokens."""
     # 1. logits of every token that is allowed anywhere  [n, candidates]
     vocabulary = list(dict.fromkeys(token for candidates in allowed for token in candidates))
     column = {token: i for i, token in enumerate(vocabulary)}

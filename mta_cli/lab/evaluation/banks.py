@@ -69,8 +69,8 @@ def cost_of_banks(
     reg: Registry, request: EvalRequest, plan: Design, presets: Sequence[str] = ("",)
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the missing banks. Raises BadInput where a fold has too few candidates."""
-    from mta_cli.pipeline.bank.contributors import gather_inputs
-    from mta_cli.pipeline.bank.plan import estimate_build, sample_rows
+    from mta_cli.pipeline.bank.contributors import gather_bank_inputs
+    from mta_cli.pipeline.bank.plan import estimate_build_load, sample_rows
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
@@ -84,10 +84,10 @@ def cost_of_banks(
         if (number, preset) not in ready:
             own = _request(request, plan, fold, preset)
             try:
-                inputs = gather_inputs(reg, own)
+                inputs = gather_bank_inputs(reg, own)
                 rows = rows or sample_rows(reg, own, inputs.pool)
                 shared = find_reusable_task_adapter(reg, own, inputs.pool) is not None
-                loads += estimate_build(inputs, shared, rows)
+                loads += estimate_build_load(inputs, shared, rows)
                 banks += 1
             except BadInput as error:
                 items = f", items until {own.until}" if own.until else ""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
 from mta_cli.options import ScreeningOptions
-from mta_cli.pipeline.evaluation.answer_queries import scored_queries
-from mta_cli.pipeline.evaluation.whose import alike_users
+from mta_cli.pipeline.evaluation.answer_queries import scorable_queries
+from mta_cli.pipeline.evaluation.whose import group_users_with_similar_topics
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, MeasuredBank, bank_options
 from mta_cli.text.formatting import join_words
 from store.names import quote_text
@@ -38,8 +38,8 @@ DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
 class Design:
     """The users by fold, their shots and queries by user id, and the hash `key` of all inputs.
 
-    `unscored` counts the queries that are left out: see `scored_queries`. `data` is a digest of histories and consent,
-    the same for all seeds over them. `named_groups` are the groups that files give, by user id.
+    `unscored` counts the queries that are left out: see `scorable_queries`. `data` is a digest of histories and
+    consent, the same for all seeds over them. `named_groups` are the groups that files give, by user id.
     """
 
     key: str
@@ -56,7 +56,11 @@ class Design:
         continued run makes the same models as an uninterrupted one.
         """
         return [
-            [group for users in (fold.test, fold.tuning) for group in alike_users(users, self.shots, self.named_groups)]
+            [
+                group
+                for users in (fold.test, fold.tuning)
+                for group in group_users_with_similar_topics(users, self.shots, self.named_groups)
+            ]
             for fold in self.folds
         ]
 
@@ -103,7 +107,7 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
         return _measured_bank_design(reg, request, request.measured)
     task, options = request.task, request.options
     counts = {user.id: count for user, count in reg.users.users_with_items(task.name)}
-    found, unscored = scored_queries(reg, task, counts)
+    found, unscored = scorable_queries(reg, task, counts)
     queries = {user: own for user, own in found.items() if own}
     try:
         folds = split_users(counts, list(queries), options.folds, request.machine.seed)
@@ -133,7 +137,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     from mta_cli.pipeline.anchors import usable_anchors
 
     task, bank = request.task.name, measured.bank
-    queries, unscored = scored_queries(reg, request.task, measured.test_users)
+    queries, unscored = scorable_queries(reg, request.task, measured.test_users)
     shots = {user: reg.items.recent_items(user, task, request.options.shots) for user in measured.test_users}
     sources = reg.banks.source_users(bank.id)
     if inside := sources.intersection(measured.test_users):

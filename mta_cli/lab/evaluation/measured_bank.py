@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, system_reason
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.evaluation.answer_queries import scored_queries
+from mta_cli.pipeline.evaluation.answer_queries import scorable_queries
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
 from mta_cli.plain_file import refuse_special_file
 from mta_cli.text.formatting import join_some
@@ -59,7 +59,7 @@ def measured_bank_request(
 def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
     sources = reg.banks.source_users(bank.id)
     holding = [user.id for user, _ in reg.users.users_with_items(bank.task)]
-    queries, _ = scored_queries(reg, find_task(reg, bank.task), holding)
+    queries, _ = scorable_queries(reg, find_task(reg, bank.task), holding)
     testable = {user for user, own in queries.items() if own}
     if names is None:
         if not (found := testable - sources):

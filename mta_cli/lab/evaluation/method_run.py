@@ -21,7 +21,7 @@ from mta_cli.pipeline.evaluation.answer_queries import (
     answer_queries,
 )
 from mta_cli.pipeline.evaluation.scored_answers import pack_scores
-from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
+from mta_cli.pipeline.evaluation.whose import batches_by_size, pack_gold_logliks_under_models, pack_naive_bayes_logliks
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import Query
@@ -262,9 +262,9 @@ def _add_whose(
     queries = [query for user in others for query in design.queries[user]]
     if run.method.step == NO_MODEL:
         written = {user: [item.output for item in design.shots[user]] for user in group}
-        found = ask_naive_bayes(queries, others, written)
+        found = pack_naive_bayes_logliks(queries, others, written)
     else:
-        found = ask_models(
+        found = pack_gold_logliks_under_models(
             eval_context.base,
             eval_context.examples(run.method.shows_history),
             queries,

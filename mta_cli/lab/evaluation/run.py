@@ -20,7 +20,7 @@ from mta_cli.lab.evaluation.method_run import MethodRun, cost_of_answers, run_me
 from mta_cli.lab.evaluation.method_settings import resolve_settings, trials
 from mta_cli.lab.evaluation.result_document import result_document, score_method
 from mta_cli.options import ALL_MEMORIES, LADDER_METHODS
-from mta_cli.pipeline.evaluation.answer_queries import unscored_note
+from mta_cli.pipeline.evaluation.answer_queries import unscorable_queries_note
 from mta_cli.pipeline.evaluation.scored_answers import FoldSettings
 from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
@@ -44,7 +44,7 @@ def run_evaluation(
     request = _with_earlier_given(request, methods, known)
     runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
     yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, runs)))
-    yield from unscored_note(design.unscored)
+    yield from unscorable_queries_note(design.unscored)
     if request.options.memory is not None and not request.task.labels:
         yield Note(f"Task {request.task.name} has texts, which have no label memory: --memory changes nothing.")
     if dry_run:
@@ -102,7 +102,7 @@ def tune_evaluation(
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
     yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, runs)))
-    yield from unscored_note(design.unscored)
+    yield from unscorable_queries_note(design.unscored)
     if dry_run:
         yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}

@@ -118,13 +118,13 @@ def draw_series(documents: Sequence[Document], by: str) -> Figure:
 
 
 def reference_title(document: Document) -> str:
-    """The reference in the words of a legend."""
+    """The legend's text for the reference."""
     several = len(set(compared_with(document).values())) > 1
     return short_name(document["reference"]) + " with the same label memory" * several
 
 
 def _panel_title(method: str) -> str:
-    """The method's name, with its memory on a second line where it is wider than a panel."""
+    """The method's name, with its memory on a second line if the name is wider than a panel."""
     name, plus, memory = method.partition("+")
     lines = [name, plus + memory] if memory and len(method) > MAX_TITLE_LETTERS else [method]
     return "\n".join(short_name(line, MAX_TITLE_LETTERS) for line in lines)
@@ -142,7 +142,7 @@ def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, c
 
 
 def _set_amount_ticks(panel: Axes, amounts: Sequence[float]) -> None:
-    """A tick at each measured amount; a logarithmic axis where the amounts span a wide range."""
+    """Put a tick at each measured amount; the axis is logarithmic if the amounts span a wide range."""
     if amounts[0] > 0 and amounts[-1] >= 4 * amounts[0]:
         panel.set_xscale("log")
     panel.set_xticks(amounts, [f"{amount:g}" for amount in amounts])

@@ -56,7 +56,7 @@ def metrics(document: Document) -> list[str]:
 
 
 def method_score(document: Document, method: str, metric: str, part: str = "value") -> float | None:
-    """One number of a method: `part` is value, low or high. None where the document has none."""
+    """A method's metric: `part` is value, low or high of its interval. None if the document has none."""
     found = document["methods"].get(method, {}).get(metric)
     return finite_or_none(found.get(part)) if isinstance(found, Mapping) else None
 
@@ -69,7 +69,7 @@ def value_and_interval(document: Document, method: str, metric: str) -> tuple[fl
 
 
 def method_cost(document: Document, method: str, what: str) -> float | None:
-    """What a method costs: `what` is bytes, seconds, seconds_per_query or tokens_per_second."""
+    """A method's cost: `what` is bytes, seconds, seconds_per_query or tokens_per_second."""
     return finite_or_none(((document.get("costs") or {}).get(method) or {}).get(what))
 
 
@@ -146,7 +146,7 @@ def compared_with(document: Document) -> dict[str, str]:
 def differences_by_memory(document: Document, metric: str) -> dict[str, dict[str, Mapping[str, Any]]]:
     """`differences` between methods with the same label memory, by the other's name without suffix and by memory.
 
-    Empty where the reference was compared with one label memory only.
+    Empty if the reference was compared with one label memory only.
     """
     rows, memories = differences(document, metric), document.get("memory") or {}
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -162,7 +162,7 @@ def differences_by_memory(document: Document, metric: str) -> dict[str, dict[str
 def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
     """The verdict on `a` against `b`.
 
-    They differ where the 95 % interval of a - b excludes 0 and p, if known, is below .05. Both are required, because
+    They differ if the 95 % interval of a - b excludes 0 and p, if known, is below .05. Both are required, because
     the bootstrap interval is a little too narrow for few users and the permutation test is not.
     """
     low, high, p = (

@@ -71,7 +71,7 @@ MAX_NAME_LENGTH = 32
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Inside, figures have the common style, and a missing glyph gives no warning."""
+    """Inside the block, figures have the common style, and missing glyphs give no warning."""
     from matplotlib import style as styles
 
     with styles.context(["default", RC_PARAMS]), warnings.catch_warnings():

@@ -43,7 +43,7 @@ def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
     """Write report.md, report.html, report.json (the documents) and a PNG for each chart into `folder`.
 
     Returns their paths in this order. All content is made before the first file is written, and each file is written
-    whole or not at all. Raises BadInput when there is no document or the folder cannot be written.
+    whole or not at all. Raises BadInput without documents, or if the folder cannot be written.
     """
     report = Report(documents)
     pages = {
@@ -165,7 +165,7 @@ class Report:
         return chart
 
     def _stem(self, document: Document, across: str | None = None) -> str:
-        """A file name that no other document or series has."""
+        """A file name for a document or series that is unique in the report."""
         plain = stem = file_stem(document, self.documents, across=across)
         count = 1
         while (stem, across) in self._stems:

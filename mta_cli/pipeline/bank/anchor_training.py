@@ -29,27 +29,25 @@ StoreAnchors = Callable[[Sequence[tuple[Anchor, Adapter]]], None]
 """Stores trained anchors, each with its adapter, in the transaction that stores the adapters."""
 
 
-def anchor_trainings(
+def prepare_anchor_trainings(
     bench: Workbench[BankRequest], anchors: Sequence[Anchor], items: Mapping[int, tuple[Item, ...]], run: Run
 ) -> dict[int, AdapterTraining]:
-    """By anchor id, the training of each anchor's meta-LoRA on its user's `items`, still without a task adapter
-    below.
-    """
+    """By anchor id, the training of each anchor's meta-LoRA on its user's `items`, without the task adapter below."""
     return {
         anchor.id: _anchor_training(bench, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
 
 
-def anchor_groups(
+def group_anchors_for_training(
     bench: Workbench[BankRequest],
     anchors: Sequence[Anchor],
     trainings: Mapping[int, AdapterTraining],
     store: StoreAnchors,
 ) -> list[TrainingGroup]:
-    """Groups of the anchors that have no meta-LoRA yet, to be trained above the bank's task adapter.
+    """Training groups of the anchors that have no meta-LoRA yet, with the bank's task adapter below.
 
-    A group that was interrupted is formed again with the same members, so that it gives the same bytes.
+    A group with a checkpoint is formed again with the same members, so that resuming gives the same weights.
     """
     if not anchors:
         return []
@@ -87,7 +85,7 @@ def _anchor_training(
     items: Mapping[int, tuple[Item, ...]],
     run: Run,
 ) -> AdapterTraining:
-    """The training of one anchor. `place` is its number and the total number, for progress messages."""
+    """The training of one anchor. `place` is its position, such as `2/8`, for progress messages."""
     from mta_cli.engine.training.trainer import Schedule
 
     request, options, seed, builder = bench.spec, bench.spec.options, bench.spec.machine.seed, bench.rows

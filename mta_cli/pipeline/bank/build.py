@@ -16,8 +16,8 @@ from mta_cli.errors import Command
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.anchors import SCREENING_KEY
-from mta_cli.pipeline.bank.anchor_training import anchor_groups, anchor_trainings
-from mta_cli.pipeline.bank.contributors import BankInputs, Contributor, gather_inputs
+from mta_cli.pipeline.bank.anchor_training import group_anchors_for_training, prepare_anchor_trainings
+from mta_cli.pipeline.bank.contributors import BankInputs, Contributor, gather_bank_inputs
 from mta_cli.pipeline.bank.ladder import measure_text_ladder
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
 from mta_cli.pipeline.bank.plan import build_plan_lines
@@ -52,7 +52,7 @@ def build_bank(
     With `plan`, a plan comes first: these lines, and the build's data, memory and time. A dry run ends there.
     `executors` are given if the build is part of another job.
     """
-    inputs = gather_inputs(reg, request)
+    inputs = gather_bank_inputs(reg, request)
     request, pool = inputs.request, inputs.pool
     if plan is not None:
         yield JobPlan("bank build", (*plan, *inputs.size_lines, *build_plan_lines(reg, inputs)))
@@ -85,7 +85,7 @@ def build_bank(
             run = reg.runs.start_run("bank build", bank.config, bank_id=bank.id)
             with fail_run_on_error(reg, run):
                 # 2. the anchor users
-                anchors = yield from _plan_anchors(bench, inputs)
+                anchors = yield from _choose_or_load_anchors(bench, inputs)
                 # 3. the task adapter, and a meta-LoRA for each anchor above it
                 yield from _train(bench, inputs, anchors, run)
                 # 4. screening of anchors, weights of the label memory, and the ladder
@@ -100,7 +100,7 @@ def build_bank(
             reg.runs.finish_run(run.id, kept)
         if not is_there:
             yield ArtifactSaved("bank", bank_label(bank), pluralise(len(anchors), "anchor"))
-        yield from _newer_banks_note(reg, bank)
+        yield from _warn_of_newer_banks(reg, bank)
         yield JobResult(bank_json(reg, bench.bank))
 
 
@@ -148,7 +148,7 @@ def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str
 
 
 def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, list[float]]:
-    """The label frequencies of the bank's users, stored with the bank for label priors."""
+    """The config entry with the label frequencies in the items of `pool`; empty for a task without labels."""
     from mta_cli.engine.memory.label_prior import label_rates
 
     if not task.labels:
@@ -156,10 +156,8 @@ def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, lis
     return {LABEL_RATES_KEY: list(label_rates([item.output for c in pool for item in c.items], task.labels))}
 
 
-def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generator[Event, None, list[Anchor]]:
-    """`return`s the bank's anchors: chosen among the candidates by their profiles, or the stored choice of a stopped
-    build.
-    """
+def _choose_or_load_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generator[Event, None, list[Anchor]]:
+    """Returns the anchors that a stopped build has stored, else chooses and stores anchors among the candidates."""
     from mta_cli.engine.retrieval.anchors import choose_anchors
     from mta_cli.pipeline.data.profiles import current_profiles
 
@@ -178,7 +176,8 @@ def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generato
     )
     if len(picks) < options.anchor_count:
         yield Note(
-            f"Only {len(picks)} of {options.anchor_count} anchors: some users have the same profile.", warning=True
+            f"Only {len(picks)} of {options.anchor_count} anchors were chosen: some users have the same profile.",
+            warning=True,
         )
     return reg.banks.plan_anchors(
         bench.bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
@@ -200,16 +199,18 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
     pooled = None
     if options.task_adapter and not bank.task_adapter:
         pooled = task_adapter_training(bench, pool, run)
-    trainings = anchor_trainings(bench, anchors, items, run)
+    trainings = prepare_anchor_trainings(bench, anchors, items, run)
     store = partial(_store_anchors, reg)
-    due = sum(group.steps for group in anchor_groups(bench, anchors, trainings, store))
+    due = sum(group.steps for group in group_anchors_for_training(bench, anchors, trainings, store))
     done = 0 if pooled is None else pooled.job.schedule.steps
     yield JobStarted("bank build", total=done + due)
     if pooled is not None:
         first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
         yield from train_groups(reg, base, [first], executor=bench.executor)
     with bench.holding_task_adapter():
-        groups = anchor_groups(bench, anchors, trainings, store)  # computed again, now above the task adapter
+        groups = group_anchors_for_training(
+            bench, anchors, trainings, store
+        )  # computed again, now above the task adapter
         yield from train_groups(reg, base, groups, done, bench.executor, bench.task_adapter)
 
 
@@ -219,14 +220,14 @@ def _store_anchors(reg: Registry, made: Sequence[tuple[Anchor, Adapter]]) -> Non
 
 
 def mark_ready(reg: Registry, bank_id: int) -> None:
-    """Mark a bank as ready, with the tokens and seconds that its adapters took."""
+    """Mark a bank as ready and store the total training tokens and seconds of its adapters."""
     digests = [reg.banks.by_id(bank_id).task_adapter, *(anchor.digest for anchor in reg.banks.anchors(bank_id))]
     adapters = [reg.adapters.get(digest) for digest in digests if digest is not None]
     reg.banks.mark_bank_ready(bank_id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 
 
-def _newer_banks_note(reg: Registry, bank: Bank) -> Iterator[Event]:
-    """A warning if commands use a newer ready bank of the task and base, with the way to make this one current."""
+def _warn_of_newer_banks(reg: Registry, bank: Bank) -> Iterator[Event]:
+    """A warning if commands use a newer ready bank of the same task and base, with the commands that remove it."""
     those = [other for other in reg.banks.all() if (other.task, other.base) == (bank.task, bank.base)]
     newer = sorted((other for other in those if other.id > bank.id and other.status == "ready"), key=lambda one: one.id)
     if not newer or bank.purpose:

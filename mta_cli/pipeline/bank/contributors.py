@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mta_cli.engine.lora.targets import require_targets
 from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
-from mta_cli.pipeline.bank_sizes import bank_sizes
+from mta_cli.pipeline.bank_sizes import choose_bank_sizes
 from store.records import Item, User
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributor:
-    """A user whose history may be used in the bank, with the items to use. `items_held` counts all items of the
-    user.
-    """
+    """A user whose items are used in the bank: the `items` used, and the number of all the user's items."""
 
     user: User
     items: tuple[Item, ...]
@@ -41,13 +39,13 @@ class BankInputs:
     size_lines: tuple[PlanLine, ...] = ()
 
 
-def gather_inputs(reg: Registry, request: BankRequest) -> BankInputs:
-    """Choose the sizes that the request leaves open, and gather the users.
+def gather_bank_inputs(reg: Registry, request: BankRequest) -> BankInputs:
+    """Fill in the sizes that the request leaves open, and find the bank's users and the candidates for anchors.
 
     Raises BadInput if too few users have consented, and UsageError for target modules that the base does not have.
     """
     require_targets(request.options.targets, request.base.path)
-    sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
+    sizes = choose_bank_sizes(reg, request.task.name, request.options, request.user_ids)
     request = replace(request, options=sizes.options)
     pool = find_contributors(reg, request)
     _require_consent(reg, request, pool)
@@ -57,7 +55,7 @@ def gather_inputs(reg: Registry, request: BankRequest) -> BankInputs:
 def find_contributors(reg: Registry, request: BankRequest) -> list[Contributor]:
     """The request's users who consent and have enough items for an anchor or the task adapter.
 
-    Items later than the request's `until` are left out; items of unknown time count.
+    Items later than the request's `until` are left out; items without a time are kept.
     """
     task, options, until = request.task.name, request.options, request.until
     found = []
@@ -79,23 +77,23 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
     found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
     if not found and options.anchors == 1:
         raise BadInput(
-            f"No user may be an anchor of task {task}: no user has consented and has at least "
+            f"No user can be an anchor of task {task}: no user has consented and has at least "
             f"{options.anchor_items} items.",
             hint=(
                 "record consent with ",
                 Command("user consent", "USER", can_anchor=True),
                 ", lower ",
                 Flag("min_items"),
-                ", or import more",
+                ", or import more items",
             ),
         )
     if len(found) < options.anchor_count:
         raise BadInput(
-            f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
+            f"{options.anchor_count} anchors were asked for, but only {len(found)} users can be anchors "
             f"(an anchor must have consented and have at least {options.anchor_items} items of task {task}).",
             hint=("ask for ", Flag("anchors", len(found)), ", or lower ", Flag("min_items"))
             if found
-            else ("lower ", Flag("min_items"), ", or import more"),
+            else ("lower ", Flag("min_items"), ", or import more items"),
         )
     return found
 
@@ -105,9 +103,9 @@ def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contrib
     if pool:
         return
     task, least = request.task.name, request.options.anchor_items
-    shy = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
-    if shy:
+    unconsenting = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
+    if unconsenting:
         raise BadInput(
-            f"No user of task {task} has consented to be an anchor; {shy:,} others have the {least} items it takes.",
+            f"No user of task {task} has consented to be an anchor; {unconsenting:,} users have {least} items or more.",
             hint=("if they all consent: ", Command("user consent", all=True, can_anchor=True, task=task)),
         )

@@ -34,7 +34,7 @@ MAX_TEXT_QUERIES = 64  # queries on which a bank of texts is measured, evenly ov
 
 
 def bank_no_model_warning(bank: Bank) -> str | None:
-    """A warning if the bank's ladder does not show that its steps beat answers without a model; otherwise None."""
+    """A warning if no step of the bank's ladder is shown to be better than answers without a model; otherwise None."""
     said = no_model_warning(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
     if not said:
         return None
@@ -42,14 +42,14 @@ def bank_no_model_warning(bank: Bank) -> str | None:
     return f"{whose}: {said[0][0].lower()}{said[0][1:]}"
 
 
-def judge_label_ladder(
+def compute_label_ladder(
     task: Task,
     cases: Sequence[LeaveOneOutCase],
     known: NeighbourIndex,
     scores: Mapping[str, npt.NDArray[np.float64]],
     seed: int,
 ) -> dict[str, Any]:
-    """The ladder of `cases` in a task with labels: the document of `judge_ladder`, with `seen` and `shots`.
+    """Compute the ladder of a task with labels from `cases`: the JSON document of `judge_ladder`, `seen` and `shots`.
 
     `scores` are the log-scores of the labels at each step that has a model [cases, labels], nats. Answers without a
     model come from the shots of each case and the label rates of `known` up to the case.
@@ -64,7 +64,7 @@ def judge_label_ladder(
     without_model = []
     for one in cases:
         shots = [shot.input for shot in one.shots], [shot.output for shot in one.shots]
-        answer = simplest_answerer(task, partial(_rates_until, known, one.item.user_id), *shots)
+        answer = simplest_answerer(task, partial(_label_rates_until, known, one.item.user_id), *shots)
         text, own = answer(one.item.input, one.item.time)
         without_model.append((text, gold_loglik(own, task.labels, one.item.output)))
     answers = {NO_MODEL: without_model}
@@ -77,7 +77,7 @@ def judge_label_ladder(
     return {**judged, "seen": False, "shots": FIT_SHOTS}
 
 
-def _rates_until(known: NeighbourIndex, asker: int, until: str | None) -> list[float]:
+def _label_rates_until(known: NeighbourIndex, asker: int, until: str | None) -> list[float]:
     rates: list[float] = known.until(until, asker).rates.tolist()
     return rates
 
@@ -90,7 +90,7 @@ def measure_text_ladder(bench: Workbench[BankRequest], pool: Sequence[Contributo
     reg, request, bank, task = bench.reg, bench.spec, bench.bank, bench.task
     if task.labels or request.purpose or not bank.task_adapter or LADDER_KEY in bank.config:
         return
-    queries = take_in_turn([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
+    queries = take_round_robin([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
     if not queries:
         return
     from mta_cli.engine.evaluation.ladder import ladder_steps
@@ -112,8 +112,8 @@ def measure_text_ladder(bench: Workbench[BankRequest], pool: Sequence[Contributo
     reg.banks.set_bank_config(bank.id, {**bank.config, LADDER_KEY: {**judged, "seen": True, "shots": None}})
 
 
-def take_in_turn(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
-    """The first entry of each user, then the second of each, and so on, at most `most` in all."""
+def take_round_robin(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
+    """At most `most` entries: the first of each user, then the second of each user, and so on."""
     ranked = [(n, place, one) for place, own in enumerate(of_users) for n, one in enumerate(own)]
     return [one for _, _, one in sorted(ranked, key=lambda each: each[:2])[:most]]
 
@@ -125,7 +125,7 @@ def _judge(
     answers: Mapping[str, Sequence[tuple[str, float]]],
     seed: int,
 ) -> dict[str, Any]:
-    """The ladder from each step's answers and log-likelihoods, which are parallel to `users` and `golds`."""
+    """The ladder from each step's (answer, log-likelihood) pairs, one for each entry of `users` and `golds`."""
     from mta_cli.engine.evaluation.ladder import LOGLIK, MIN_UNITS, judge_ladder
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 

@@ -6,7 +6,7 @@ the two predicts better depends on the task.
 
 The bank's task adapter is trained on these answers, so its predictions would be better than for a new user. So each
 half of the users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the
-bank's ladder (`ladder.judge_label_ladder`), for which each half's weights are fitted on the other half.
+bank's ladder (`ladder.compute_label_ladder`), for which each half's weights are fitted on the other half.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.bank.ladder import LADDER_KEY, judge_label_ladder, take_in_turn
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, compute_label_ladder, take_round_robin
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.workbench import Workbench
     from store.registry import Registry
 
-MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
+MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly distributed over users
 MAX_LADDER_CASES = 128  # cases of the ladder, which the bare base predicts too: some 5 % of the time of a small build
 ITEMS_PER_STEP = 32  # items between two progress events
 HELD_OUT_OPTION = "held_out_weights"  # the key of a bank option: whether halves of the users predict each other
@@ -69,7 +69,7 @@ def fit_memory_weights(
         return
     if (known := load_neighbours(reg, bank, task)) is None:
         return
-    if (known_fit := _weights_of_a_sibling(reg, bank, request)) is not None:
+    if (known_fit := _find_weights_of_equivalent_bank(reg, bank, request)) is not None:
         _store_weights(reg, bank, known_fit)
         return
     import numpy as np
@@ -79,21 +79,21 @@ def fit_memory_weights(
     from mta_cli.engine.memory.knn import NeighbourKernel, fit_mixture_weights
 
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
-    cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    cases = sample_leave_one_out_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     own_cases = [list(own) for _, own in groupby(cases, key=lambda one: one.item.user_id)]
-    on_ladder = {one.item.id for one in take_in_turn(own_cases, MAX_LADDER_CASES)}
+    on_ladder = {one.item.id for one in take_round_robin(own_cases, MAX_LADDER_CASES)}
     halves = [pool[::2], pool[1::2]] if request.options.held_out_weights and bank.task_adapter else [pool]
     users = [{each.user.id for each in half} for half in halves]
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
     asked = [[one for one in cases if one.item.user_id in half] for half in users]
     parts = {n: others for n, others in enumerate(reversed(halves)) if len(halves) == 2 and asked[n] and others}
-    trained = (yield from _train_on(bench, parts, run)) if parts else {}
+    trained = (yield from _train_adapters_of_halves(bench, parts, run)) if parts else {}
     found: list[list[float]] = []
     for n in range(len(halves)):
         with merge_into_base(bench.base, trained.get(n, bench.task_adapter)):
             found += yield from _model_label_scores(bench, asked[n], bench.rows.history_items)
     places = np.array([place[one.item.id] for one in cases])
-    memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
+    memory = memory_label_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
     model, owners = np.array(found), known.item_users[places]
     weights = fit_mixture_weights(model, memory, golds, owners)
@@ -110,10 +110,10 @@ def fit_memory_weights(
                 scores[step] = np.array((yield from _model_label_scores(bench, judged, shown)))
         scores[COMMON] = model[rows]
         scores[COMMON_MEMORY] = (shares[:, :1] * model + shares[:, 1:] * memory)[rows]
-        fitted[LADDER_KEY] = judge_label_ladder(task, judged, known, scores, bank.seed)
+        fitted[LADDER_KEY] = compute_label_ladder(task, judged, known, scores, bank.seed)
     _store_weights(reg, bank, fitted)
     yield Note(
-        f"In an answer the model has weight {weights.model:.2f} and the memory weight {weights.memory:.2f}, "
+        f"In an answer, the model's weight is {weights.model:.2f} and the label memory's {weights.memory:.2f}, "
         f"fitted to {len(cases)} items of the bank.",
         detail=True,
     )
@@ -123,10 +123,8 @@ def _store_weights(reg: Registry, bank: Bank, fitted: dict[str, Any]) -> None:
     reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **fitted})
 
 
-def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
-    """The weights and the ladder of another bank with the same users, items and settings; only the anchors may
-    differ.
-    """
+def _find_weights_of_equivalent_bank(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
+    """The stored weights and ladder of a bank that differs from `bank` in its anchors at most; None without one."""
     siblings = reg.banks.banks_on_task_adapter(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
     fitted = [one.config for one in siblings if one.config[HELD_OUT_OPTION] == held_out]
@@ -134,10 +132,10 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
     return max((one for one in kept if MIXTURE_WEIGHTS_KEY in one), key=len, default=None)
 
 
-def _train_on(
+def _train_adapters_of_halves(
     bench: Workbench[BankRequest], parts: Mapping[int, Sequence[Contributor]], run: Run | None
 ) -> Generator[Event, None, dict[int, LoraWeights]]:
-    """`return`s a task adapter for each part, trained on that part's users only. They are not stored.
+    """Train a task adapter on each part's users only. Returns the adapters by part; they are not stored.
 
     Part 0 is the second half of the users; its adapter predicts the first half.
     """
@@ -146,15 +144,15 @@ def _train_on(
     }
     kept: dict[int, LoraWeights] = {}
     groups = [
-        TrainingGroup([training], partial(_keep_weights, bench.reg, training, kept, n))
+        TrainingGroup([training], partial(_collect_trained_weights, bench.reg, training, kept, n))
         for n, training in trainings.items()
     ]
-    yield JobStarted("weighing of the memory", sum(group.steps for group in groups))
+    yield JobStarted("fit of the memory weights", sum(group.steps for group in groups))
     yield from train_groups(bench.reg, bench.base, groups, executor=bench.executor)
     return kept
 
 
-def _keep_weights(
+def _collect_trained_weights(
     reg: Registry,
     training: AdapterTraining,
     kept: dict[int, LoraWeights],
@@ -168,7 +166,7 @@ def _keep_weights(
     return iter(())
 
 
-def memory_scores(
+def memory_label_scores(
     known: NeighbourIndex,
     kernel: NeighbourKernel,
     task: Task,
@@ -187,18 +185,18 @@ def memory_scores(
     found = []
     for one, place in zip(cases, places.tolist(), strict=True):
         others, answers = known.without_user(one.item.user_id), tuple(shot.output for shot in one.shots)
-        prior = NeighbourLabelPrior(others, kernel, _constant(known.vectors[[place]]), task.labels, answers)
+        prior = NeighbourLabelPrior(others, kernel, _constant_embedder(known.vectors[[place]]), task.labels, answers)
         found.append(prior.beside_model(alone)(one.item.input, one.item.time))
     return np.array(found)
 
 
-def _constant(vector: Vectors) -> EmbedFunction:
-    """An embedder that always returns this vector."""
+def _constant_embedder(vector: Vectors) -> EmbedFunction:
+    """An embedding function that returns `vector` for any texts."""
     return lambda texts: vector
 
 
-def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
-    """At most about `MAX_GUESSED_ITEMS` cases, as many for each user, each with `FIT_SHOTS` other items of its user."""
+def sample_leave_one_out_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
+    """About `MAX_GUESSED_ITEMS` random cases at most, as many for each user, with `FIT_SHOTS` other items as shots."""
     import numpy as np
 
     from mta_cli.engine.memory.knn import FIT_SHOTS
@@ -220,14 +218,14 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
 def _model_label_scores(
     bench: Workbench[BankRequest], cases: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
-    """`return`s the model's log-likelihood of each label of each case [cases, labels], nats."""
+    """Returns the model's log-likelihood of each label of each case [cases, labels], in nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     base, task, shown = bench.base, bench.task, dict[int, list[int]]()
     examples, scores = PromptRowBuilder(bench.reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield JobStarted("weighing of the memory", len(cases), "items")
+    yield JobStarted("fit of the memory weights", len(cases), "items")
     for start in range(0, len(cases), ITEMS_PER_STEP):
         began, trees = time.monotonic(), []
         for one in cases[start : start + ITEMS_PER_STEP]:

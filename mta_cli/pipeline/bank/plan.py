@@ -1,4 +1,4 @@
-"""The plan of a bank build: its data, memory and time. Builds without a plan do not need this module."""
+"""The plan of a bank build: its data, memory and time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def build_plan_lines(reg: Registry, inputs: BankInputs) -> tuple[PlanLine, ...]:
         PlanLine("base", request.base.name),
         PlanLine("embedder", request.embedder.name),
         PlanLine("candidates", f"{len(inputs.candidates)} users, {sum(len(c.items) for c in inputs.candidates)} items"),
-        *([PlanLine("task adapter", "there, trained on the same items")] if shared else []),
+        *([PlanLine("task adapter", "reused from a bank with the same items")] if shared else []),
         *cost_lines(
             reg,
             request.base,
             request.machine,
-            estimate_build(inputs, shared, rows),
+            estimate_build_load(inputs, shared, rows),
             rows.anchors,
             request.options.batch_size,
         ),
@@ -41,24 +41,24 @@ def build_plan_lines(reg: Registry, inputs: BankInputs) -> tuple[PlanLine, ...]:
 
 
 @dataclass(frozen=True)
-class BuildRows:
-    """Estimates of the tokens in a build's training rows. Rows of anchors show the most history."""
+class BuildRowTokens:
+    """Estimated tokens of a training row of the task adapter, and of an anchor, whose rows show more history."""
 
     task_adapter: RowTokens
     anchors: RowTokens
 
 
-def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> BuildRows:
-    """The tokens of the training rows of `pool`, counted in a sample."""
+def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> BuildRowTokens:
+    """Estimate the tokens of a training row by building rows for a sample of the items of `pool`."""
     items, shown = [item for candidate in pool for item in candidate.items], request.prompt.history_items
     task_adapter, anchors = (
         sample_row_tokens(reg, request.base, request.task, items, shown, mix) for mix in (request.history_mix, None)
     )
-    return BuildRows(task_adapter, anchors)
+    return BuildRowTokens(task_adapter, anchors)
 
 
-def estimate_build(inputs: BankInputs, shared: bool, rows: BuildRows) -> tuple[TokenLoad, ...]:
-    """The training load of a build at most. With a `shared` task adapter only the anchors are trained.
+def estimate_build_load(inputs: BankInputs, shared: bool, rows: BuildRowTokens) -> tuple[TokenLoad, ...]:
+    """The largest training load of a build. With a `shared` task adapter, only the anchors are trained.
 
     Fitting the memory's weights trains one more task adapter, in two halves.
     """

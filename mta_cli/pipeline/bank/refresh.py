@@ -24,14 +24,19 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.anchors import mark_unscreened, refused_user_ids, screening_of_anchors, unscreened_anchor_ids
-from mta_cli.pipeline.bank.anchor_training import anchor_groups, anchor_trainings
+from mta_cli.pipeline.anchors import (
+    mark_unscreened,
+    refused_user_ids,
+    screening_config_for_anchors,
+    unscreened_anchor_ids,
+)
+from mta_cli.pipeline.bank.anchor_training import group_anchors_for_training, prepare_anchor_trainings
 from mta_cli.pipeline.bank.build import mark_ready
 from mta_cli.pipeline.bank.contributors import BankInputs, Contributor, find_contributors
 from mta_cli.pipeline.bank.plan import build_plan_lines
 from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.bank.verify import bank_json
-from mta_cli.pipeline.memory.knn import NeighbourChange, neighbour_change, update_neighbours
+from mta_cli.pipeline.memory.knn import NeighbourChange, find_neighbour_change, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import train_groups
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _RefreshState:
-    """A refresh in progress: its bank and request, the ids of the anchors that it replaces, and its results so far."""
+    """A refresh in progress: its bank and request, the ids of the anchors to replace, and its results so far."""
 
     reg: Registry
     bank: Bank
@@ -66,7 +71,7 @@ class _RefreshState:
 
     @property
     def stale_anchors(self) -> list[Anchor]:
-        """The anchors that are still to be replaced. Anchors that this refresh refuses are left to the next one."""
+        """The stale anchors still to be replaced. New anchors that the screening refuses stay for the next refresh."""
         anchors = self.reg.banks.anchors(self.bank.id)
         return [anchor for anchor in anchors if anchor.stale and anchor.id in self.stale_ids]
 
@@ -96,7 +101,7 @@ def refresh_bank(
     request = restore_bank_request(reg, bank, machine)
     numbers = frozenset(anchor.id for anchor in reg.banks.anchors(bank.id) if anchor.stale)
     work = _RefreshState(reg, bank, request, find_contributors(reg, request), numbers)
-    stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
+    stale, change = work.stale_anchors, find_neighbour_change(reg, bank, request.task, work.user_items)
     unfinished = bool(stale or work.unscreened)
     if dry_run or unfinished or change:
         yield JobPlan("bank refresh", _plan(work, stale, change))
@@ -105,7 +110,7 @@ def refresh_bank(
         yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
         return
     if not unfinished and not change:
-        yield Note(f"Bank {bank_label(bank)} has no stale anchors and all its neighbours; nothing to do.")
+        yield Note(f"Bank {bank_label(bank)} has no stale anchors, and its neighbours are up to date; nothing to do.")
         yield JobResult(_result(work))
         return
     anchors = [anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
@@ -155,8 +160,8 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", join_some(user_names) if user_names else "none"),
-        PlanLine("neighbours", _neighbours_value(change)),
+        PlanLine("users who lose recipes and stacks", join_some(user_names) if user_names else "none"),
+        PlanLine("neighbours", _format_neighbour_change(change)),
         *build_plan_lines(
             work.reg,
             BankInputs(replace(work.request, options=options), tuple(work.pool), tuple(_replacement_candidates(work))),
@@ -164,20 +169,20 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
     )
 
 
-def _neighbours_value(change: NeighbourChange) -> str:
+def _format_neighbour_change(change: NeighbourChange) -> str:
     if change.needs_fit and not (change.new_items or change.removed_ids):
-        return "none comes or goes; the memory is fitted again"
-    return f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"
+        return "unchanged; the label memory is fitted again"
+    return f"{len(change.new_items):,} items added, {len(change.removed_ids):,} removed"
 
 
 def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
-    """Users who may be anchors, without the anchors that stay."""
+    """The users who can become anchors and are not anchors of the bank now."""
     kept = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if not anchor.stale}
     return [each for each in _candidates(work) if each.user.id not in kept]
 
 
 def _candidates(work: _RefreshState) -> list[Contributor]:
-    """Users who may be anchors of the bank."""
+    """The users who can be anchors of the bank, including its present anchors."""
     refused, least = refused_user_ids(work.reg, work.bank), work.request.options.anchor_items
     return [each for each in work.pool if each.items_held >= least and each.user.id not in refused]
 
@@ -192,17 +197,17 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     if planned or work.unscreened:
         bench = Workbench(reg, request, bank)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
-        trainings = anchor_trainings(bench, planned, items, run)
-        groups = anchor_groups(bench, planned, trainings, partial(_store_trained, work))
+        trainings = prepare_anchor_trainings(bench, planned, items, run)
+        groups = group_anchors_for_training(bench, planned, trainings, partial(_store_trained, work))
         yield JobStarted("bank refresh", total=sum(group.steps for group in groups))
         with bench.holding_task_adapter():
             yield from train_groups(reg, bench.base, groups)
             yield from screen_anchors(bench, [each.user.id for each in _candidates(work)], work.unscreened)
-    _remove_unreplaced(work)
+    _remove_unreplaced_anchors(work)
 
 
 def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anchor]]:
-    """The anchors to train, by the id of the stale anchor that each replaces. The choice is deterministic."""
+    """The anchors to train; each has the id of the stale anchor that it replaces. The choice is deterministic."""
     from mta_cli.engine.retrieval.anchors import choose_replacements
     from mta_cli.pipeline.data.profiles import current_profiles
 
@@ -268,7 +273,7 @@ def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:
     )
 
 
-def _remove_unreplaced(work: _RefreshState) -> None:
+def _remove_unreplaced_anchors(work: _RefreshState) -> None:
     """Remove stale anchors without a replacement from the bank. Raises BadInput when none would be left."""
     left = work.stale_anchors
     if not left:
@@ -283,7 +288,7 @@ def _remove_unreplaced(work: _RefreshState) -> None:
         bank = work.reg.banks.by_id(work.bank.id)
         stay = {anchor.id for anchor in work.reg.banks.anchors(bank.id)}.difference(numbers)
         # Refused users are found through their anchors, so this comes before the removal.
-        work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_of_anchors(work.reg, bank, stay)})
+        work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_config_for_anchors(work.reg, bank, stay)})
         work.affected_users.update(work.reg.banks.dependent_users(work.bank.id, numbers))
         work.removed = work.reg.banks.remove_stale_anchors(work.bank.id, numbers)
         _store_replacements(work, [])
@@ -296,7 +301,7 @@ def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -
         if new:
             work.affected_users.update(reg.banks.dependent_users(before.id, [each.stale_anchor_id for each in new]))
         stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale_anchor_id for each in new}
-        config = {**before.config, **screening_of_anchors(reg, before, stay)}
+        config = {**before.config, **screening_config_for_anchors(reg, before, stay)}
         gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)
@@ -310,15 +315,15 @@ def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
         yield Note(f"Stale anchors without a replacement were removed: {work.removed}.", warning=True)
     if work.affected_users:
         yield Note(
-            f"Recipes and stacks that used a replaced anchor were deleted, of these users: "
+            f"The recipes and stacks of these users were deleted, because they used a replaced anchor: "
             f"{join_some(sorted(work.affected_users))}. "
             f"`mta user fuse` and `mta user adapt` with --task {bank.task} make new ones.",
             warning=True,
         )
     if bank.task_adapter is not None:
         yield Note(
-            f"The task adapter of {bank_label(bank)} stays. It was trained on all users of the bank, also on those "
-            f"whose anchors were replaced; `mta bank build --task {bank.task}` builds a bank without them.",
+            f"The task adapter of {bank_label(bank)} was not changed. It was trained on all users of the bank, also "
+            f"on users whose anchors were replaced; `mta bank build --task {bank.task}` builds a bank without them.",
             warning=True,
         )
     others = [other for other in work.reg.banks.all() if other.id != bank.id and other.task == bank.task]

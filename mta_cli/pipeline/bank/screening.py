@@ -18,8 +18,8 @@ from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.anchors import (
     REFUSING_GATES,
     SCREENING_KEY,
-    finding_line,
     findings_json,
+    format_finding,
     unrefused_anchors,
 )
 from mta_cli.pipeline.user_weights import load_weights
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.workbench import Workbench
     from store.registry import Registry
 
-SHARE_TOP_K = FuseOptions().top_k  # a user counts for this many nearest anchors
+SHARE_TOP_K = FuseOptions().top_k  # the nearest anchors of each user that are counted
 MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is always allowed
 
 
@@ -51,7 +51,7 @@ def screen_anchors(
     if not judged:
         return
     weights = [load_weights(reg, str(anchor.digest), bank.base) for anchor in anchors]
-    found = [one for one in _find_outliers(bench, weights) if anchors[one.anchor_index].id in judged]
+    found = [one for one in _find_outlier_anchors(bench, weights) if anchors[one.anchor_index].id in judged]
     refused = {anchors[one.anchor_index].id for one in found}
     capped = _compute_similarity_floors(
         reg, bank, [anchor for anchor in anchors if anchor.id not in refused], user_ids, options
@@ -79,12 +79,12 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
     """A warning for each finding, with what to do about it."""
     found = findings_json(reg, bank)
     for one in found:
-        yield Note(finding_line(one), warning=True)
+        yield Note(format_finding(one), warning=True)
     if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
             "Refused anchors are used for no user. A strong style or one constant answer can look like poisoned data: "
             "read what their users wrote. "
-            f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
+            f"`mta bank build --task {shlex.quote(bank.task)} --refresh` replaces them.",
             warning=True,
         )
         if bank.task_adapter is not None:
@@ -95,7 +95,7 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
             )
 
 
-def _find_outliers(bench: Workbench[BankRequest], weights: Sequence[LoraWeights]) -> list[ScreeningFinding]:
+def _find_outlier_anchors(bench: Workbench[BankRequest], weights: Sequence[LoraWeights]) -> list[ScreeningFinding]:
     """The findings of the size check and the neutral-prompt check, at most one for each anchor."""
     from mta_cli.engine.retrieval.anchor_screening import (
         MIN_ANCHORS_TO_SCREEN,

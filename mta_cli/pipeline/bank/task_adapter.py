@@ -43,14 +43,14 @@ def find_reusable_task_adapter(reg: Registry, request: BankRequest, pool: Sequen
 
 
 def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Sequence[Contributor]) -> Iterator[Event]:
-    """Store another bank's identical task adapter as this bank's, if there is one."""
+    """Give `bank` the task adapter of another bank with the same data and settings, if there is one."""
     if bank.task_adapter is not None:
         return
     with reg.transaction():
         if (known := find_reusable_task_adapter(reg, request, pool)) is None:
             return
         reg.banks.set_task_adapter(bank.id, known.digest, [each.user.id for each in pool])
-    yield Note("The task adapter is there: another bank's, trained on the same items with the same settings.")
+    yield Note("The task adapter of another bank is used: it was trained on the same items with the same settings.")
 
 
 def task_adapter_training(
@@ -59,7 +59,7 @@ def task_adapter_training(
     run: Run | None,
     label: str = "task adapter",
 ) -> AdapterTraining:
-    """The training of a task adapter on the items of all users in `pool`. `label` names it in the progress."""
+    """The training of a task adapter on the items of all users in `pool`. Progress messages show `label`."""
     from mta_cli.engine.training.trainer import Schedule
 
     request, options, seed = bench.spec, bench.spec.options, bench.spec.machine.seed

@@ -27,7 +27,7 @@ Point = tuple[float, float]
 class MapAnchor:
     """An anchor on the map. `point` is None if its user was forgotten or has no profile.
 
-    `nearest_users` counts the users whose most similar anchor this is.
+    `nearest_users` is the number of users whose most similar anchor this is.
     """
 
     anchor: Anchor

@@ -54,7 +54,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
 
 
 def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[str, Any]:
-    """Read every adapter of a bank in full. Raises IntegrityFault with all missing, changed or non-finite ones."""
+    """Read and check every adapter of a bank. Raises IntegrityFault that names all missing or damaged adapters."""
     bank = reg.banks.get(name, version)
     anchors = reg.banks.anchors(bank.id)
     digests = [digest for digest in (bank.task_adapter, bank.basis, *(a.digest for a in anchors)) if digest]

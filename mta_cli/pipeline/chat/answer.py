@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-CHAT_TOKENS = 256  # most tokens of an answer in a chat, where nothing else was asked for
-CHAT_PENALTY = 1.1  # repetition penalty of a chat, where nothing else was asked for
+CHAT_TOKENS = 256  # the default token limit of an answer in a chat
+CHAT_PENALTY = 1.1  # the default repetition penalty of a chat
 
 
 @dataclass
 class Generation:
-    """One answer while it grows.
+    """The state of one answer during and after its generation.
 
     `finish_reason` is `interrupted` until the answer is complete, then `end`, `length` (cut), `repetition` (it began to
     repeat itself), `stop` (at a stop text) or `label`.
@@ -65,23 +65,23 @@ class Generation:
     finish_reason: str = "interrupted"
     label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
     model_logliks: dict[str, float] = field(default_factory=dict)  # the same without the label memory
-    has_memory: bool = False  # whether the label memory counted
+    has_memory: bool = False  # whether the label memory was added
 
 
-def answer_limit(options: AnswerOptions, task: Task | None) -> int:
-    """The most tokens of an answer: what was asked for, else what the task's answers have; `task` None is a chat."""
+def answer_token_limit(options: AnswerOptions, task: Task | None) -> int:
+    """The token limit of an answer: the option if given, else the task's; without a task, the limit of a chat."""
     if options.max_tokens is not None:
         return options.max_tokens
     return CHAT_TOKENS if task is None else min(task.answer_tokens, CHAT_TOKENS)
 
 
-def answer_room(limit: int, window: int) -> int:
-    """The tokens of the window that a prompt leaves for an answer of at most `limit` tokens."""
+def reserved_answer_tokens(limit: int, window: int) -> int:
+    """The tokens of the window that a prompt leaves free for the answer: `limit`, at most a quarter of the window."""
     return min(limit, window // 4)
 
 
-def answer_penalty(options: AnswerOptions, *, is_chat: bool) -> float:
-    """The repetition penalty of an answer: what was asked for, else a mild one in a chat; 1 changes nothing."""
+def answer_repetition_penalty(options: AnswerOptions, *, is_chat: bool) -> float:
+    """The repetition penalty of an answer: the option if given, else `CHAT_PENALTY` in a chat, else 1 (no penalty)."""
     if options.repetition_penalty is not None:
         return options.repetition_penalty
     return CHAT_PENALTY if is_chat else 1.0
@@ -95,10 +95,10 @@ class ChatModel:
         from mta_cli.engine.lora.adapter import AdapterMerger
 
         self.reg, self.base, self.options = reg, base, asking
-        self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
+        self._merger, self._kv_cache = AdapterMerger(base), PromptCache()
         self._memories = BankMemories(reg, base.fingerprint, asking.machine.device)
         self._late_loras: tuple[LoraWeights, ...] = ()  # a LoRA for late tokens only is not merged into the weights
-        self._about: str | None = None  # the message by which the task is chosen, where none was asked for
+        self._about: str | None = None  # the message by which the task was chosen, if the user named none
 
     @classmethod
     def load_for_user(
@@ -106,7 +106,7 @@ class ChatModel:
     ) -> ChatModel:
         """Load the base and merge `user`'s weights into it. Checks that need no model come before loading.
 
-        For the message `about` see `set_user`.
+        If no task was asked for, the message `about` chooses it: see `set_user`.
         """
         name = default_task(reg, user, asking.task, entry.fingerprint, about)
         _require_mode(reg, user, name, asking.mode, entry)
@@ -133,7 +133,7 @@ class ChatModel:
     def set_user(self, user: User | None, mode: str | None, about: str | None = None) -> None:
         """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing.
 
-        Where no task was asked for, it is chosen among the user's own, by the message `about`: see `default_task`.
+        If no task was asked for, the message `about` chooses among the user's tasks: see `default_task`.
         """
         from mta_cli.engine.backends import backend_of
         from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -149,34 +149,34 @@ class ChatModel:
         self._kv_cache.clear()
         self.source, self._late_loras = AnswerSource("base"), ()
         try:
-            self._folder.set_adapter(weights)
+            self._merger.set_adapter(weights)
         except BaseException:  # a half-done merge must not answer
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
             raise
         self.user, self.task, self.source = user, examples.task, source
         self._late_loras = () if late is None else (late,)
         self._examples, self.prompter = examples, examples.prompter
-        self._asked_mode, self._store_version, self._made_of, self._about = asked, version, parts, about
+        self._asked_mode, self._store_version, self._merged_parts, self._about = asked, version, parts, about
 
     def _parts(self, user: User | None, task: str) -> Hashable:
-        """The user's `model_parts`, those of the common model without a user; None without a bank."""
+        """A value that changes when the user's model (without a user, the common model) does; None without a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None:
             return None
         return (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task, bank)
 
     def refresh_weights(self, about: str) -> bool:
-        """Merge the user's weights again if they have changed; returns whether they had.
+        """Merge the user's weights again if they or the task have changed; returns whether they had.
 
-        Another process may have changed or removed them in the store, or `about`, the first message of the
-        conversation, is nearest to another of the user's tasks. If the user no longer has the chosen mode, the most
-        personal one is used.
+        Another process may have changed the weights in the store, or `about`, the first message of the conversation,
+        may be nearest to another of the user's tasks. If the user no longer has the chosen mode, the most personal one
+        is used.
         """
         version = self.reg.data_version
         if version == self._store_version and about == self._about:
             return False
         name = default_task(self.reg, self.user, self.options.task, self.base.fingerprint, about)
-        if name == self.task.name and self._parts(self.user, name) == self._made_of:
+        if name == self.task.name and self._parts(self.user, name) == self._merged_parts:
             self._store_version, self._about = version, about
             return False
         try:
@@ -188,10 +188,10 @@ class ChatModel:
     def set_system(self, text: str) -> None:
         """Put a system message before the following messages; an empty text removes it.
 
-        Raises UsageError if each message becomes a task's prompt.
+        Raises UsageError if messages are filled into a task's prompt.
         """
         if self.uses_task_prompt:
-            raise UsageError(f"Task {self.task.name} has a prompt of its own, which takes no system message.")
+            raise UsageError(f"Task {self.task.name} has a prompt of its own, so a system message cannot be added.")
         if text:
             check_message(text)
         self.options = replace(self.options, system=text or None)
@@ -202,16 +202,16 @@ class ChatModel:
         user, mode = self.user, self._asked_mode
         try:
             self._kv_cache.clear()
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
             yield
         finally:
             self.set_user(user, mode, self._about)
 
     @contextmanager
     def hold_users(self, others: Sequence[User] = ()) -> Iterator[None]:
-        """Inside, the user and `others` cannot be removed. Raises NotFound or UsersChanged where one was removed.
+        """Inside the block, the user and `others` cannot be removed. Raises NotFound or UsersChanged if one is gone.
 
-        If a long write keeps the store busy, the answer goes on and nothing is held.
+        If the store is busy with a long write, the block runs without this protection.
         """
         users = [user.id for user in (self.user, *others) if user is not None]
         with ExitStack() as held:
@@ -231,20 +231,20 @@ class ChatModel:
 
     @property
     def uses_task_prompt(self) -> bool:
-        """Whether each message becomes a prompt of the task by itself, instead of a turn of a conversation."""
+        """Whether each message is filled into the task's prompt by itself instead of being a turn in a conversation."""
         return self.options.task not in (None, FREE_TASK)
 
     @property
     def max_tokens(self) -> int:
         """The most tokens of an answer."""
-        return answer_limit(self.options.answer, self.task if self.uses_task_prompt else None)
+        return answer_token_limit(self.options.answer, self.task if self.uses_task_prompt else None)
 
     def fit_prompt(self, messages: Sequence[Message], before: tuple[str | None, int] | None = None) -> FittedPrompt:
-        """The prompt of a conversation, or of its last message where each message is a task prompt by itself.
+        """The prompt of a conversation; with `uses_task_prompt`, of its last message only.
 
-        It leaves room for the answer, and shows no own item that is known to be later than `before`.
+        It leaves room for the answer, and shows no item of the user that is known to be later than `before`.
         """
-        most = self.base.window - answer_room(self.max_tokens, self.base.window)
+        most = self.base.window - reserved_answer_tokens(self.max_tokens, self.base.window)
         room, user_id = PromptRoom(most, most, self.base.name), self.user.id if self.user is not None else None
         if self.uses_task_prompt:
             return fit_question(self._examples, user_id, messages[-1]["content"], room, before)
@@ -253,7 +253,7 @@ class ChatModel:
         return fit_conversation(self._examples, user_id, messages, room, drop_exchanges=True, before=before)
 
     def stream_answer(self, ids: list[int], spoken: Generation, question: str, column: str = "") -> Iterator[Event]:
-        """Stream the answer to a prompt that asks `question` as `TextChunk`s, and fill `spoken`."""
+        """Stream the answer to the prompt `ids`, made from `question`, as `TextChunk`s; `spoken` is filled."""
         started = time.perf_counter()
         pieces = (
             self._choose_label(ids, spoken, question) if self.answers_with_label else self._generate_text(ids, spoken)
@@ -266,12 +266,12 @@ class ChatModel:
 
     @property
     def repetition_penalty(self) -> float:
-        """See `answer_penalty`."""
-        return answer_penalty(self.options.answer, is_chat=not self.uses_task_prompt)
+        """See `answer_repetition_penalty`."""
+        return answer_repetition_penalty(self.options.answer, is_chat=not self.uses_task_prompt)
 
     @property
     def sampling_params(self) -> SamplingParams:
-        """How the tokens of a generated answer are chosen."""
+        """The sampling parameters of a generated answer."""
         from mta_cli.engine.generation.request import SamplingParams
 
         asked, seed = self.options.answer, self.options.machine.seed
@@ -314,9 +314,9 @@ class ChatModel:
         user: User | None,
         time: str | None = None,
     ) -> int:
-        """The index of the label to answer, given each label's log-likelihood (nats); `spoken` gets all of them.
+        """The index of the label to answer, from each label's log-likelihood by the model (nats) and the label memory.
 
-        The user's label memory is added in every mode but base. `time` is when a held-out question was asked.
+        The memory is not used in mode base. `spoken` gets the sums. `time` is when a held-out question was asked.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -351,7 +351,7 @@ def answer_question(
 
 
 def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
-    """The source of an answer in one line: mode, bank and anchors. `on_base` is ` on NAME` where it must be said."""
+    """The source of an answer in one line: mode, task, bank and anchors; `on_base` is empty or ` on NAME`."""
     if source.bank is None:
         return f"{source.mode}{on_base}"
     anchors = f" · anchors {', '.join(source.anchors)}" if source.anchors else ""
@@ -359,12 +359,12 @@ def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
 
 
 def chat_result(model: ChatModel, spoken: Generation) -> dict[str, Any]:
-    """The model's answer as `--json` shows it."""
+    """The JSON document of an answer of `model`."""
     return answer_json(model.user, model.task.name, model.source, spoken)
 
 
 def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Generation) -> dict[str, Any]:
-    """One answer as `--json` shows it."""
+    """The JSON document of one answer."""
     result = {
         "user": user.name if user else None,
         "text": spoken.text,
@@ -378,24 +378,26 @@ def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Gene
 
 
 def generation_notes(model: ChatModel, spoken: Generation, loading: float | None = None) -> Iterator[Event]:
-    """Notes on the source of the answer, its time, that of `loading` in seconds, and whether it was cut."""
+    """Notes on an answer: its source, its time and the time of `loading` (seconds), and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
     loaded = f" (loading: {loading:.1f} s)" if loading is not None else ""
     source = source_line(model.source, model.task.name, on_base(model.reg, model.base.fingerprint))
     yield Note(f"{source} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s{loaded}")
-    yield from cut_notes(spoken.finish_reason, spoken.tokens)
+    yield from early_end_notes(spoken.finish_reason, spoken.tokens)
 
 
-def cut_notes(finish_reason: str, tokens: int) -> Iterator[Event]:
-    """A note where an answer did not end by itself."""
+def early_end_notes(finish_reason: str, tokens: int) -> Iterator[Event]:
+    """A note if an answer was ended because of repetition or the token limit."""
     if finish_reason == "repetition":
         yield Note("The answer began to repeat itself and was ended there.")
     if finish_reason == "length":
-        yield Note(f"The answer was cut after {tokens} token{'s' * (tokens != 1)} (--max-tokens).", warning=True)
+        yield Note(
+            f"The answer was cut at the limit of {tokens} token{'s' * (tokens != 1)} (--max-tokens).", warning=True
+        )
 
 
 def personalisation_hints(model: ChatModel) -> Iterator[Event]:
-    """Notes on how to get more personal answers, where no mode was asked for and the user lacks a fusion or stack."""
+    """Notes on a missing embedder and, if no mode was chosen, on how to make a fusion or stack that the user lacks."""
     if (
         model.user is not None
         and model.answers_with_label
@@ -403,11 +405,11 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
     ):
         yield Note(lacks, warning=True)
     if model.user is not None and model.options.mode is None:
-        yield from own_model_hints(model.reg, model.user, model.task.name, model.base)
+        yield from missing_own_model_hints(model.reg, model.user, model.task.name, model.base)
 
 
-def own_model_hints(reg: Registry, user: User, task: str, base: ModelEntry | LoadedBase) -> Iterator[Event]:
-    """Notes on how the user gets a fusion or a stack, where they lack one."""
+def missing_own_model_hints(reg: Registry, user: User, task: str, base: ModelEntry | LoadedBase) -> Iterator[Event]:
+    """A note with the command that makes the user's fusion or stack, if one is missing."""
     best = most_personal_mode(reg, user, task, base.fingerprint)
     if best not in OWN_MODES:
         other = words_to_text(other_bases_hint(reg, user, task, base.fingerprint))
@@ -419,7 +421,7 @@ def own_model_hints(reg: Registry, user: User, task: str, base: ModelEntry | Loa
 
 
 def truncation_notes(prompt: FittedPrompt) -> Iterator[Event]:
-    """Notes on the exchanges and items that the prompt leaves out."""
+    """Notes on exchanges and history items that were left out of the prompt."""
     exchanges, items = prompt.dropped_messages // 2, prompt.dropped_items
     if exchanges == 1:
         yield Note("The oldest exchange no longer fits in the model's window and was left out.")
@@ -430,7 +432,7 @@ def truncation_notes(prompt: FittedPrompt) -> Iterator[Event]:
 
 
 def _require_labels(reg: Registry, asking: ChatOptions) -> None:
-    """Raise UsageError when labels are to be ignored in a task without labels."""
+    """Raise UsageError for free decoding without a task that has labels."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):

@@ -1,6 +1,4 @@
-"""`mta ask` and `mta compare` by a running server of the same store: nothing is loaded here, so the answer begins at
-once.
-"""
+"""Answers of `mta ask` and `mta compare` by a running server of the same store, without loading a model here."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from mta_cli.pipeline.chat.answer import (
     Generation,
     answer_json,
     answer_question,
-    cut_notes,
-    own_model_hints,
+    early_end_notes,
+    missing_own_model_hints,
     source_line,
 )
 from mta_cli.pipeline.chat.compare import ComparedModel, compare_user_models, comparison_result
 from mta_cli.pipeline.chat.fit_prompt import check_message
-from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, ServerGone
+from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, ServerUnreachable
 from mta_cli.pipeline.user_weights import AnswerSource, available_modes
 from mta_cli.pipeline.users.servers import RunningServer, running_servers, short_path
 from mta_cli.text.formatting import pluralise
@@ -33,32 +31,32 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-BY_SERVER = ("max_tokens", "repetition_penalty")  # where not given, the server's own setting counts
+SERVER_DEFAULTS = ("max_tokens", "repetition_penalty")  # options for which the server has its own default
 
 
-def server_for(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> RunningServer | None:
+def find_equivalent_server(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> RunningServer | None:
     """A running server of the store that gives the same answer as this process would; None if there is none."""
     # OpenAI's interface has no free decoding, and does not tell the end of an answer from a stop text
     if asking.free_decoding or asking.stops:
         return None
-    wanted = _settings(asdict(asking), asking)
+    wanted = _options_beyond_request(asdict(asking), asking)
     for server in running_servers(reg.root):
         about = server.about
         fits = about.get("ready") and about.get("fingerprint") == entry.fingerprint
-        if fits and _settings(about.get("chat") or {}, asking) == wanted:
+        if fits and _options_beyond_request(about.get("chat") or {}, asking) == wanted:
             return server
     return None
 
 
-def _settings(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
-    """The `ChatOptions` of a process, given as JSON, that a request cannot change or does not set. The server and this
-    process give the same answer only if they agree in them.
+def _options_beyond_request(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
+    """The options in `chat` (a process's ChatOptions as JSON) that a request for `asking` cannot set or leaves open.
+    The server and this process give the same answer only if these options are equal.
     """
     machine, memory, answer = (dict(chat.get(name) or {}) for name in ("machine", "memory", "answer"))
     for name in ("seed", "max_memory", "verify"):
         machine.pop(name, None)
     memory.pop("memory", None)
-    open_values = {name: answer.get(name) for name in BY_SERVER if getattr(asking.answer, name) is None}
+    open_values = {name: answer.get(name) for name in SERVER_DEFAULTS if getattr(asking.answer, name) is None}
     task = chat.get("task") if asking.task is None else None
     return {"machine": machine, "memory": memory, "answer": open_values, "task": task}
 
@@ -66,40 +64,40 @@ def _settings(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
 def answer_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """As `answer_question`, by `server`; by the model in this process, if the server has just ended.
+    """Do what `answer_question` does on `server`, or in this process if the server has just ended.
 
-    Raises MtaError with the server's reason.
+    Raises MtaError with the server's error message.
     """
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
     try:
-        found = yield from _ask(server, user, text, asking, asking.mode)
-    except ServerGone:
+        found = yield from _stream_server_answer(server, user, text, asking, asking.mode)
+    except ServerUnreachable:
         yield from answer_question(reg, entry, user_name, text, asking)
         return
     spoken, task = found.model.generation, found.task
     if asking.mode is None and user is not None:
-        yield from own_model_hints(reg, user, task, entry)
+        yield from missing_own_model_hints(reg, user, task, entry)
     line, tokens = source_line(found.model.source, task, on_base(reg, entry.fingerprint)), spoken.tokens
     yield Note(f"{line} · {pluralise(tokens, 'token')}, {spoken.seconds:.1f} s (by mta serve)")
-    yield from cut_notes(spoken.finish_reason, tokens)
+    yield from early_end_notes(spoken.finish_reason, tokens)
     yield JobResult(answer_json(user, task, found.model.source, spoken) | {"loading_seconds": 0.0})
 
 
 def compare_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """As `compare_user_models`, by `server`, which answers one model after another, each user's most personal first.
+    """Do what `compare_user_models` does on `server`, one model after another, each user's most personal one first.
 
-    Raises MtaError with the server's reason.
+    Raises MtaError with the server's error message.
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]
     results: list[dict[str, Any]] = []
     for user in users:
         try:
-            best = yield from _ask(server, user, text, asking, None)
-        except ServerGone:
+            best = yield from _stream_server_answer(server, user, text, asking, None)
+        except ServerUnreachable:
             if results:
                 raise
             yield from compare_user_models(reg, entry, names, text, asking)
@@ -107,28 +105,28 @@ def compare_on_server(
         columns = [best.model]
         for mode in available_modes(reg, user, best.task, entry.fingerprint):
             if mode != best.model.key:
-                columns.append((yield from _ask(server, user, text, asking, mode)).model)
+                columns.append((yield from _stream_server_answer(server, user, text, asking, mode)).model)
         results.append(comparison_result(user, text, best.task, columns, best.own_examples))
         if best.model.key != "adapted":
-            yield from own_model_hints(reg, user, best.task, entry)
+            yield from missing_own_model_hints(reg, user, best.task, entry)
     yield JobResult(results)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a server answered: a model with its answer, the task, and how many own items the prompt showed."""
+class ServerAnswer:
+    """A server's answer: the model with its answer, the task, and the number of own items that the prompt showed."""
 
     model: ComparedModel
     task: str
     own_examples: int
 
 
-def _ask(
+def _stream_server_answer(
     server: RunningServer, user: User | None, text: str, asking: ChatOptions, mode: str | None
-) -> Generator[Event, None, Answered]:
-    """The server's answer, streamed; without `mode` by the most personal model.
+) -> Generator[Event, None, ServerAnswer]:
+    """Stream the server's answer and return it; without `mode`, it comes from the user's most personal model.
 
-    Raises ServerGone only where nothing was answered yet, and MtaError with the server's reason.
+    Raises ServerUnreachable before the first text, later MtaError; MtaError also for the server's own errors.
     """
     given, answer, started = asking.answer, RemoteAnswer(), time.perf_counter()
     system = [] if asking.system is None else [{"role": "system", "content": asking.system}]
@@ -145,12 +143,12 @@ def _ask(
         "seed": asking.machine.seed if given.temperature else None,
     }
     body: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
-    body |= {"model": _model_name(user), "messages": [*system, {"role": "user", "content": text}]}
+    body |= {"model": _server_model_name(user), "messages": [*system, {"role": "user", "content": text}]}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     try:
         with short_path(server.http) as place:
             yield from answer.read(ServerClient("http://localhost/v1", socket=place).stream_chat(body))
-    except ServerGone as gone:
+    except ServerUnreachable as gone:
         if answer.text:
             raise MtaError(str(gone)) from gone
         raise
@@ -161,9 +159,9 @@ def _ask(
     anchors = tuple(name for name in told.anchors if name)
     source = AnswerSource(told.mode, told.bank, told.version, anchors)
     model = ComparedModel(source.mode, user, (), source, spoken)
-    return Answered(model, str(told.task), told.own_examples)
+    return ServerAnswer(model, str(told.task), told.own_examples)
 
 
-def _model_name(user: User | None) -> str:
-    """The name of a user's model on the server. There, `base` is the base, and a user called so is `base:base`."""
+def _server_model_name(user: User | None) -> str:
+    """The name of a user's model on the server: the user's name, or `base:base` for a user whose name is `base`."""
     return "base" if user is None else "base:base" if user.name == "base" else user.name

@@ -1,7 +1,7 @@
 """One question to base, common, fused and adapted side by side, in one batch.
 
-Every column is a row of the batch with its own LoRAs above the bare base, so all answers grow together. Other users'
-models can be columns too. With a known right answer, each column is scored against it.
+Every column is a row of the batch with its own LoRAs above the bare base, so all answers are generated together. Other
+users' models can be columns too. If the right answer is known, each column is scored against it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mta_cli.pipeline.chat.answer import (
     personalisation_hints,
     truncation_notes,
 )
-from mta_cli.pipeline.chat.explain import answered_steps
+from mta_cli.pipeline.chat.explain import ladder_steps_up_to
 from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, check_message
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
 from mta_cli.pipeline.requests import ChatOptions
@@ -48,9 +48,9 @@ SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics
 
 @dataclass(frozen=True)
 class Question:
-    """The question to all columns. `gold` is the right answer, where it is known.
+    """The question to all columns. `gold` is the right answer, if it is known.
 
-    `time` is when a held-out query was asked: the prompt shows no item known to be later.
+    `time` is when a held-out query was asked: the prompt shows no item that is known to be later.
     """
 
     text: str
@@ -61,9 +61,9 @@ class Question:
 
 @dataclass
 class ComparedModel:
-    """One column: a user's mode, the LoRAs that it adds above the base, and its answer as it grows.
+    """One column: a user's model, the LoRAs that it adds to the base, and its answer so far.
 
-    `key` marks its tokens: the mode, or `@NAME` for another user's model.
+    `key` identifies the column: the mode, or `@NAME` for another user's model.
     """
 
     key: str
@@ -76,7 +76,7 @@ class ComparedModel:
 def compare_user_models(
     reg: Registry, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to every mode of each user; `JobResult` lists the results, one for each user.
+    """Ask `text` of every mode of each user in `names`; `JobResult` lists the results, one for each user.
 
     A user's models get the same prompt. Missing models have the answer None. The base is loaded once.
     """
@@ -98,7 +98,7 @@ def compare_user_models(
 
 
 def compare_question(model: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
-    """A question to all models of the current user, and to the most personal model of each of `others` for its task.
+    """Ask a question of all models of the current user, and of the most personal model of each of `others`.
 
     All get the same prompt, with the current user's history.
     """
@@ -107,12 +107,12 @@ def compare_question(model: ChatModel, question: Question, others: Sequence[User
 
 
 def compare_queries(model: ChatModel, questions: Sequence[Question], others: Sequence[User] = ()) -> Iterator[Event]:
-    """Questions with known answers, one after another, to the same columns; their LoRAs are read once.
+    """Ask questions with known answers one after another, of the columns of `compare_question`, loaded once.
 
-    Each ends in a `JobResult` as of `compare_question`, with `scores`: each column's task metric over the questions so
-    far, `{metric, value, answers}`. A column whose answers cannot be scored has none.
+    Each question ends in a `JobResult` like `compare_question`'s, with `scores`: each column's task metric over the
+    questions so far, `{metric, value, answers}`. Columns whose answers cannot be scored are missing there.
     """
-    columns = yield from _gather_columns(model, others)
+    columns = yield from _load_columns(model, others)
     scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
     with model.hold_users(others), model.disable_adapters():
         for question in questions:
@@ -142,11 +142,11 @@ def compare_prompt(
     others: Sequence[User] = (),
     asked_at: str | None = None,
 ) -> Iterator[Event]:
-    """Every column's answer to one prompt, streamed by column. The model is unchanged afterwards.
+    """Stream every column's answer to one prompt, as `TextChunk`s with the column's key. The model stays unchanged.
 
     With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
     """
-    columns = yield from _gather_columns(model, others)
+    columns = yield from _load_columns(model, others)
     with model.hold_users(others), model.disable_adapters():
         result = yield from _answer_prompt(model, text, prompt, columns, gold, asked_at)
     if result["answers"]["adapted"] is None:
@@ -154,8 +154,8 @@ def compare_prompt(
     yield JobResult(result)
 
 
-def _gather_columns(model: ChatModel, others: Sequence[User]) -> Generator[Event, None, list[ComparedModel]]:
-    """The models of the current user, and those of `others` that there are."""
+def _load_columns(model: ChatModel, others: Sequence[User]) -> Generator[Event, None, list[ComparedModel]]:
+    """The models of the current user, and the most personal model of each of `others` who has one."""
     columns = _user_models(model)
     for user in others:
         yield from _add_other_user(model, user, columns)
@@ -170,7 +170,7 @@ def _answer_prompt(
     gold: str | None,
     asked_at: str | None,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Every column's answer to one prompt, above the bare base; the result of the comparison."""
+    """Stream every column's answer to one prompt, with no adapter merged into the base; returns the result."""
     measured: list[dict[str, Any]] = []
     ids, shown = prompt.ids, len(prompt.shown)
     yield from (
@@ -189,7 +189,7 @@ def _answer_prompt(
 def comparison_result(
     user: User | None, text: str, task: str, columns: Sequence[ComparedModel], shown: int
 ) -> dict[str, Any]:
-    """The models' answers to a text, whose prompt showed this many own items, as JSON has them.
+    """The JSON document of the models' answers to `text`; its prompt showed `shown` own items.
 
     Modes that the user does not have are None.
     """
@@ -218,10 +218,12 @@ def _running_score(model: ChatModel, scored: Sequence[tuple[str, str]]) -> dict[
     return {"metric": name, "value": sums.metric_values()[name], "answers": count}
 
 
-def expected_columns(reg: Registry, user: User, asked: str | None, base: str, others: Sequence[User]) -> list[str]:
-    """The keys of the columns that a comparison of a user's models has, without loading any.
+def comparison_column_keys(
+    reg: Registry, user: User, asked: str | None, base: str, others: Sequence[User]
+) -> list[str]:
+    """The keys of the columns that `compare_question` would have for `user` and `others`. Loads no weights.
 
-    `asked` is the task, None for the text as typed; `base` the base's fingerprint.
+    `asked` is the chosen task, if any; `base` is the base's fingerprint.
     """
     task = default_task(reg, user, asked, base)
     beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) in OWN_MODES]
@@ -230,21 +232,21 @@ def expected_columns(reg: Registry, user: User, asked: str | None, base: str, ot
 
 def _answer_details(column: ComparedModel, task: str, shown: int) -> dict[str, Any]:
     spoken = column.generation
-    step = answered_steps(column.source, examples=shown, memory=spoken.has_memory)[-1].name
+    step = ladder_steps_up_to(column.source, examples=shown, memory=spoken.has_memory)[-1].name
     rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
     answer = answer_json(column.user, task, column.source, spoken)
     return answer | {"step": step, "tokens_per_second": None if rate is None else round(rate, 1)}
 
 
 def _user_models(model: ChatModel) -> list[ComparedModel]:
-    """The models of this user, the base first."""
+    """The columns of the current user, the base first."""
     modes = available_modes(model.reg, model.user, model.task.name, model.base.fingerprint)
     bare = ComparedModel("base", model.user, (), AnswerSource("base"))
     return [bare, *(_load_compared_model(model, mode, model.user, mode) for mode in modes[1:])]
 
 
 def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
-    """Add another user's most personal model for the model's task, or say that there is none."""
+    """Add a column for another user's most personal model, or yield a warning if there is none."""
     task = model.task.name
     best = most_personal_mode(model.reg, user, task, model.base.fingerprint)
     if best not in OWN_MODES:
@@ -260,7 +262,7 @@ def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: st
 
 
 def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
-    """Generated text of all columns, one token for each in turn."""
+    """Generate all columns' answers in one batch and stream their text."""
     from mta_cli.engine.generation.answer_text import AnswerText
     from mta_cli.engine.generation.generate import generate
     from mta_cli.engine.generation.request import GenerationRequest
@@ -271,7 +273,7 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
     stream = generate(model.base, requests, model.sampling_params, goes_on=lambda place: not texts[place].stopped)
     for place, token in stream:
         spoken = columns[place].generation
-        if not texts[place].stopped:  # tokens that were held back may come together
+        if not texts[place].stopped:  # the stream may yield tokens after the stop text
             spoken.tokens += 1
             spoken.seconds = time.perf_counter() - started
             yield from _append_text(columns[place], texts[place].add_token(token))
@@ -283,10 +285,10 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
 def _choose_labels(
     model: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel], asked_at: str | None
 ) -> Iterator[Event]:
-    """Each column's likeliest label."""
+    """Answer with each column's likeliest label."""
     labels, started = model.task.labels, time.perf_counter()
     answers = [tuple(model.prompter.answer_ids(label)) for label in labels]
-    found = _likelihoods(model, ids, columns, answers)
+    found = _column_log_likelihoods(model, ids, columns, answers)
     for column, scores in zip(columns, found, strict=True):
         spoken = column.generation
         best = model.decide_label(spoken, scores, text, column.source.mode, column.user, asked_at)
@@ -300,10 +302,10 @@ def _append_text(column: ComparedModel, piece: str) -> Iterator[Event]:
         yield TextChunk(piece, column.key)
 
 
-def _likelihoods(
+def _column_log_likelihoods(
     model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
-    """The log-likelihood (nats) of each answer under each column. Raises BadInput where one does not fit the window."""
+    """The log-likelihood of each answer [columns, answers], nats. Raises BadInput if one does not fit the window."""
     from mta_cli.engine.generation.request import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
@@ -328,9 +330,9 @@ def _score_against_gold(
     else:
         answer = tuple(model.prompter.answer_ids(gold))
         try:
-            found = _likelihoods(model, ids, columns, [answer])
+            found = _column_log_likelihoods(model, ids, columns, [answer])
         except MtaError as error:
-            yield Note(f"The gold answer was not measured: {error}", warning=True)
+            yield Note(f"The likelihood of the gold answer was not measured: {error}", warning=True)
             return
         logliks = [values[0] / len(answer) for values in found]
     over = "token" if place is None else "labels"

@@ -27,7 +27,7 @@ from mta_cli.pipeline.chat.answer import (
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
 from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message
-from mta_cli.pipeline.data.kept_items import kept_since
+from mta_cli.pipeline.data.kept_items import kept_from_chat_at
 from mta_cli.pipeline.user_weights import FREE_TASK, tasks_with_model
 from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.text.printable import clean_text
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 TITLE_LENGTH = 60
-LISTED_CHATS = 20
+MAX_LISTED_CHATS = 20
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Exchange:
     question: str
     answer: str
     source: dict[str, Any]
-    kept_as: tuple[str, str] | None = None  # the task and the id of the history item that it became
+    kept_as: tuple[str, str] | None = None  # task and id of the history item that was made from it
     stored: bool = False
 
 
@@ -56,27 +56,27 @@ UNFIT_ANSWERS = {
     "repetition": "The answer began to repeat itself",
     "empty": "The answer was empty",
 }
-"""Why an answer is not an example to learn from, by the way in which it ended."""
-ENDED_KEY = "ended"  # the key in the source of such an exchange that tells how its answer ended
+"""Why an answer cannot become a history item, by `Generation.finish_reason` or `empty`."""
+ENDED_KEY = "ended"  # the key in the stored source of an exchange for a key of `UNFIT_ANSWERS`
 
 
 class Conversation:
-    """Turns with one user at a time. `autosave` stores each exchange as soon as it is complete."""
+    """A conversation with one user's model at a time. `autosave` stores each exchange as soon as it is complete."""
 
     def __init__(self, model: ChatModel, *, autosave: bool) -> None:
         self.model, self.autosave = model, autosave
-        self._clear_state()
+        self._start_empty()
 
-    def _clear_state(self) -> None:
+    def _start_empty(self) -> None:
         self.exchanges: list[Exchange] = []
         self.first_in_window = 0  # exchanges before this one no longer fit the window
         self.chat: Chat | None = None
-        self._last_ended = ""  # how the last answer ended: see `Generation`, or `empty`
+        self._last_ended = ""  # the last answer's `Generation.finish_reason`, or `empty`
         self._last_answered: AnsweredPrompt | None = None
 
     @property
-    def _begins_with(self) -> str | None:
-        """The message by which the user's task was chosen."""
+    def _first_question(self) -> str | None:
+        """The first question of the conversation, by which the user's task is chosen; None before it."""
         return self.exchanges[0].question if self.exchanges else None
 
     @property
@@ -86,16 +86,16 @@ class Conversation:
 
     @property
     def prompt_label(self) -> str:
-        """Who answers, for the prompt of a terminal."""
+        """The user and mode that answer, for the input prompt of a terminal."""
         user = self.model.user
         return f"{user.name} ({self.model.source.mode})" if user is not None else f"({self.model.source.mode})"
 
     def user_names(self) -> list[str]:
-        """The names of the users whose models can be talked with."""
+        """The names of all users in the store."""
         return self.model.reg.users.names()
 
     def opening_notes(self) -> Iterator[Event]:
-        """Notes on the user, the weights and what is stored."""
+        """Notes on the user, the model and whether the conversation is stored."""
         model = self.model
         name = model.user.name if model.user else "no user"
         yield Note(f"{name} · {model.base.name} · {source_line(model.source, model.task.name)}")
@@ -110,10 +110,10 @@ class Conversation:
         trouble: list[Event] = []
         with self.model.hold_users():
             task = self.model.task.name
-            if self.model.refresh_weights(self._begins_with or text):
+            if self.model.refresh_weights(self._first_question or text):
                 now = source_line(self.model.source, self.model.task.name)
-                changed = self.model.task.name == task
-                yield Note(f"The model has changed: {now}" if changed else f"Nearest to this message: {now}")
+                same_task = self.model.task.name == task
+                yield Note(f"The model has changed: {now}" if same_task else f"The task nearest to this message: {now}")
             prompt = self._fit_prompt(text, self.exchanges)
             self.first_in_window += prompt.dropped_messages // 2
             yield from truncation_notes(prompt)
@@ -125,15 +125,15 @@ class Conversation:
                     self._last_answered = AnsweredPrompt(text, prompt.shown, spoken)
                     self._last_ended = spoken.finish_reason if spoken.text.strip() or stopped else "empty"
                 if spoken.text:
-                    trouble = self._record_exchange(text, spoken)
+                    trouble = self._append_exchange(text, spoken)
         yield from trouble
         yield from generation_notes(self.model, spoken)
         yield JobResult(chat_result(self.model, spoken))
 
     def explain_last(self) -> dict[str, Any]:
-        """Why the last answer is as it is; see `explain_answer`. Raises BadInput where none was given here yet."""
+        """The explanation of the last answer; see `explain_answer`. Raises BadInput if there is no answer yet."""
         if self._last_answered is None or not self._last_answered.generation.text:
-            raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
+            raise BadInput("There is no answer in this conversation to explain yet.", hint="ask something first")
         return explain_answer(self.model, self._last_answered)
 
     def compare(self, text: str = "") -> Iterator[Event]:
@@ -142,7 +142,7 @@ class Conversation:
         if not text:
             if not earlier:
                 raise BadInput(
-                    "There is no question yet to compare.", hint="/compare QUESTION, or ask something first."
+                    "There is no question to compare answers to yet.", hint="/compare QUESTION, or ask something first."
                 )
             text, earlier = earlier[-1].question, earlier[:-1]
         prompt = self._fit_prompt(text, earlier)
@@ -150,26 +150,26 @@ class Conversation:
         yield from compare_prompt(self.model, text, prompt)
 
     def switch_user(self, name: str) -> Iterator[Event]:
-        """Change to another user: new weights, a new conversation, the same loaded base."""
+        """Change to another user's model and start a new conversation. The base stays loaded."""
         user = self.model.reg.users.get(name)
         self.model.set_user(user, self.model.options.mode)
-        self._clear_state()
+        self._start_empty()
         yield from self.opening_notes()
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
-        """Continue the same conversation with other weights."""
-        self.model.set_user(self.model.user, mode, self._begins_with)
+        """Continue the conversation with another mode of the user's model."""
+        self.model.set_user(self.model.user, mode, self._first_question)
         yield Note(source_line(self.model.source, self.model.task.name))
 
     def switch_task(self, name: str = "") -> Iterator[Event]:
-        """Make each message from here on a question of this task; without a name, a turn of a conversation again.
+        """Ask each following message as a question of the task `name`; without a name, continue the conversation.
 
-        Raises NotFound for a task that does not exist, and BadInput where a system message would contradict it.
+        Raises NotFound for an unknown task, and BadInput if there is a system message.
         """
         model = self.model
         if name and name != FREE_TASK and model.options.system is not None:
             raise BadInput(
-                f"Task {name} has a prompt of its own, which takes no system message.",
+                f"Task {name} has a prompt of its own, so a system message cannot be used.",
                 hint="Type /system to remove the system message first.",
             )
         model.set_user_and_options(model.user, replace(model.options, task=name or None))
@@ -177,20 +177,20 @@ class Conversation:
         yield from self._prompt_notes()
 
     def _prompt_notes(self) -> Iterator[Event]:
-        """What each message becomes."""
+        """A note on the task prompt, or on the tasks among which the user can choose."""
         model = self.model
         if model.uses_task_prompt:
-            yield Note(f"Each message is a {model.task.name} question by itself.")
+            yield Note(f"Each message is a separate question of task {model.task.name}.")
         elif model.user is not None and len(self._own_tasks()) > 1:
-            yield Note(f"{model.user.name} has models of {', '.join(self._own_tasks())}: /task NAME asks one of them.")
+            yield Note(f"{model.user.name} has models of {', '.join(self._own_tasks())}: /task NAME chooses one.")
 
     def _own_tasks(self) -> list[str]:
         model = self.model
         return [] if model.user is None else tasks_with_model(model.reg, model.user, model.base.fingerprint)
 
     def reset(self) -> Iterator[Event]:
-        """Start a new conversation with the same user; what is stored stays."""
-        self._clear_state()
+        """Start a new conversation with the same user. Stored exchanges are kept."""
+        self._start_empty()
         yield Note("A new conversation begins.")
 
     def accept_exchange(self) -> Iterator[Event]:
@@ -200,12 +200,12 @@ class Conversation:
         """
         if self._last_ended in UNFIT_ANSWERS:
             raise BadInput(
-                f"{UNFIT_ANSWERS[self._last_ended]}, so it is not an example to learn from.",
-                hint="/good keeps a whole answer.",
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it cannot become a history item.",
+                hint="/good keeps complete answers only.",
             )
         if not self.exchanges:
             raise BadInput("There is no answer yet to keep.")
-        user, last = self._require_user("keep an item for"), self.exchanges[-1]
+        user, last = self._require_user(), self.exchanges[-1]
         if last.kept_as is not None and self._is_item(user, *last.kept_as):
             yield Note("This exchange is a history item already.")
             return
@@ -215,55 +215,55 @@ class Conversation:
         yield saved
 
     def _is_kept(self, exchange: Exchange) -> bool:
-        return exchange.kept_as is not None and self._is_item(self._require_user("undo this for"), *exchange.kept_as)
+        return exchange.kept_as is not None and self._is_item(self._require_user(), *exchange.kept_as)
 
     def _is_item(self, user: User, task: str, key: str) -> bool:
-        """Whether a kept item is still there: others may have removed it since."""
+        """Whether the user still has the item: another process may have removed it."""
         return any(item.task == task for item in self.model.reg.items.items_with_keys(user.id, [key]))
 
     def undo_accept(self) -> Iterator[Event]:
-        """Remove the history item that `accept_exchange` made last in this conversation, and what was made from it.
+        """Remove the newest history item that `accept_exchange` made here, and the recipes and stacks made from it.
 
-        Raises BadInput where there is none, and as `remove_items`.
+        Raises BadInput if there is none, and the errors of `remove_items`.
         """
         from mta_cli.pipeline.users.removal import remove_items
 
         kept = next((one for one in reversed(self.exchanges) if self._is_kept(one)), None)
         if kept is None or kept.kept_as is None:
             raise BadInput("There is nothing to undo: no exchange of this conversation was kept with /good.")
-        user, (task, key) = self._require_user("undo this for"), kept.kept_as
+        user, (task, key) = self._require_user(), kept.kept_as
         gone = yield from forward_events(remove_items(self.model.reg, user.name, [key], task=task))
         kept.kept_as = None
         if gone["recipes"] or gone["stacks"]:
-            yield from self._use_what_is_left(user)
+            yield from self._switch_to_most_personal_mode(user)
 
-    def _use_what_is_left(self, user: User) -> Iterator[Event]:
-        """After the user's recipe or stack is gone: answer with the most personal weights that there are."""
-        self.model.set_user(user, None, self._begins_with)
+    def _switch_to_most_personal_mode(self, user: User) -> Iterator[Event]:
+        """Answer with the most personal mode that is left after the user's recipe or stack was removed."""
+        self.model.set_user(user, None, self._first_question)
         yield Note(source_line(self.model.source, self.model.task.name))
 
     def set_system(self, text: str = "") -> Iterator[Event]:
-        """Put a system message before the conversation; an empty text removes it. System messages are not stored."""
+        """Set the system message before the conversation; an empty text removes it. System messages are not stored."""
         self.model.set_system(text)
         yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
     def resume_latest(self) -> Iterator[Event]:
-        """Continue the user's newest stored chat. Raises NotFound where they have none."""
-        user = self._require_user("go on with")
+        """Continue the user's newest stored chat. Raises NotFound if there is none."""
+        user = self._require_user()
         chats = self.model.reg.chats.of_user(user.id)
         if not chats:
             raise NotFound(
-                f"{user.name} has no stored conversation to go on with.", hint=("leave ", Flag("continue"), " out")
+                f"{user.name} has no stored conversation to continue.", hint=("leave ", Flag("continue"), " out")
             )
         yield from self.resume(chats[0].id)
 
     def resume(self, chat_id: int) -> Iterator[Event]:
-        """Continue one of the user's stored chats. Raises NotFound where they have none of that number."""
-        user, chats = self._require_user("go on with"), self.model.reg.chats
+        """Continue the user's stored chat with this number. Raises NotFound if there is none."""
+        user, chats = self._require_user(), self.model.reg.chats
         chat = chats.get(chat_id)
         if chat.user_id != user.id:
             raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
-        self._clear_state()
+        self._start_empty()
         self.chat, self.autosave = chat, True
         question, kept = "", self._kept_exchanges(user)
         for message in chats.messages(chat_id):
@@ -273,23 +273,23 @@ class Conversation:
                 as_item = kept.get((question, message.content))
                 self.exchanges.append(Exchange(question, message.content, message.source, as_item, stored=True))
                 self._last_ended = message.source.get(ENDED_KEY, "")
-        yield Note(f"Going on with chat {chat_id} of {user.name}.")
+        yield Note(f"Continuing chat {chat_id} of {user.name}.")
 
     def _kept_exchanges(self, user: User) -> dict[tuple[str, str], tuple[str, str]]:
-        """The task and id of each item that was kept from a conversation, by its texts."""
+        """The (task, id) of each item that was kept from a conversation, by its (question, answer)."""
         task = self.model.options.task or FREE_TASK
         items = self.model.reg.items.recent_items(user.id, task)
-        return {(item.input, item.output): (task, item.key) for item in items if kept_since(item)}
+        return {(item.input, item.output): (task, item.key) for item in items if kept_from_chat_at(item)}
 
     def save(self, target: str = "") -> Iterator[Event]:
-        """Store the conversation, and from now on each exchange; with `target`, also write it to that new text file."""
+        """Store the conversation and all its later exchanges; with `target`, also write it to that new text file."""
         if not self.exchanges:
             raise BadInput("There is nothing to save yet.")
         if target:
             yield ArtifactSaved("transcript", str(self._write_transcript(target)))
         if self.model.user is None:
             if not target:
-                self._require_user("store a conversation with")
+                self._require_user()
             return
         self.autosave = True
         yield from self._store()
@@ -297,17 +297,17 @@ class Conversation:
             yield ArtifactSaved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
 
     def _write_transcript(self, target: str) -> Path:
-        """Write it to a new file, and record that for its user, so that a removal names the file."""
+        """Write the conversation to a new file, and record the file, so that removing the user can name it."""
         if self.model.user is None:
-            return _write_new(target, self._transcript())
+            return _write_new_file(target, self._transcript())
         with record_export(
             self.model.reg, self.model.user, Path(os.path.abspath(os.path.expanduser(target))), "transcript"
         ):
-            return _write_new(target, self._transcript())
+            return _write_new_file(target, self._transcript())
 
     def stored_chats(self, which: str = "") -> Iterator[Event]:
         """The user's stored chats, newest first; with a chat's number, its messages."""
-        user, chats = self._require_user("look back with"), self.model.reg.chats
+        user, chats = self._require_user(), self.model.reg.chats
         known = sorted(chats.of_user(user.id), key=lambda chat: chat.id, reverse=True)
         if which:
             wanted = [chat for chat in known if str(chat.id) == which]
@@ -321,9 +321,9 @@ class Conversation:
             return
         listed = [
             {"chat": c.id, "created": c.created, "title": c.title, "messages": len(chats.messages(c.id))}
-            for c in known[:LISTED_CHATS]
+            for c in known[:MAX_LISTED_CHATS]
         ]
-        yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
+        yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - MAX_LISTED_CHATS)})
 
     def _fit_prompt(self, text: str, exchanges: list[Exchange]) -> FittedPrompt:
         """The fitted prompt for `text` after the part of `exchanges` that still fits."""
@@ -336,7 +336,7 @@ class Conversation:
         messages.append({"role": "user", "content": text})
         return self.model.fit_prompt(messages)
 
-    def _record_exchange(self, text: str, spoken: Generation) -> list[Event]:
+    def _append_exchange(self, text: str, spoken: Generation) -> list[Event]:
         ended = {ENDED_KEY: self._last_ended} if self._last_ended in UNFIT_ANSWERS else {}
         self.exchanges.append(Exchange(text, spoken.text, {**self.model.source.as_json(), **ended}))
         try:
@@ -346,9 +346,9 @@ class Conversation:
             return [Note(f"This exchange and the following ones are not stored: {error}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
-        """Write what is not stored yet. A busy store gives a warning, and the next exchange tries again.
+        """Store the exchanges that are not stored yet; if the store is busy, yield a warning and leave them for later.
 
-        Raises NotFound where the user or the stored conversation was removed meanwhile.
+        Raises NotFound if the user or the stored conversation was removed meanwhile.
         """
         user, reg = self.model.user, self.model.reg
         if user is None:
@@ -357,13 +357,15 @@ class Conversation:
         try:
             with reg.transaction():
                 reg.users.by_id(user.id)
-                chat = self.chat or reg.chats.start_chat(user.id, _title(self.exchanges[0].question))
+                chat = self.chat or reg.chats.start_chat(user.id, _chat_title(self.exchanges[0].question))
                 reg.chats.get(chat.id)
                 for exchange in waiting:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
                     reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
-            yield Note(f"Not stored yet; the next exchange tries again: {error}", warning=True)
+            yield Note(
+                f"The last exchange is not stored yet; it is tried again after the next one: {error}", warning=True
+            )
             return
         self.chat = chat
         for exchange in waiting:
@@ -372,13 +374,13 @@ class Conversation:
     def _transcript(self) -> str:
         name = self.model.user.name if self.model.user else "user"
         return "\n".join(
-            f"{_turn(name, exchange.question)}{_turn(exchange.source['mode'], exchange.answer)}"
+            f"{_format_turn(name, exchange.question)}{_format_turn(exchange.source['mode'], exchange.answer)}"
             for exchange in self.exchanges
         )
 
-    def _require_user(self, purpose: str) -> Any:
+    def _require_user(self) -> Any:
         if self.model.user is None:
-            raise BadInput(f"There is no user to {purpose}.", hint="/user NAME chooses a user.")
+            raise BadInput("This command needs a user, and none is chosen.", hint="/user NAME chooses a user.")
         return self.model.user
 
 
@@ -388,36 +390,36 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
     """
     from mta_cli.engine.text.labels import find_label
     from mta_cli.pipeline.data.formats.fields import text_fault
-    from mta_cli.pipeline.data.kept_items import kept_item
+    from mta_cli.pipeline.data.kept_items import item_from_exchange
     from mta_cli.pipeline.data.tasks import find_task
 
     for name, text in (("question", question), ("answer", answer)):
         if fault := text_fault(text):
-            raise BadInput(f"The {name} {fault}, so it is not an example to learn from.")
+            raise BadInput(f"The {name} {fault}, so the exchange cannot become a history item.")
     labels = find_task(reg, task).labels
     if labels and find_label(answer, labels) is None:
         raise BadInput(f"{answer.strip()[:80]!r} is not a label of {task}.", hint=f"Labels: {', '.join(labels)}")
-    item = kept_item(task, question, answer)
+    item = item_from_exchange(task, question, answer)
     with reg.transaction():
         reg.users.by_id(user.id)
         reg.items.append_items(user.id, [item])
-    learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
+    learn = f"to train on it: mta user adapt {shlex.quote(user.name)} --task {task}"
     if reg.banks.latest_ready_bank(task) is None:
-        learn = f"what learns from it needs a bank first: mta bank build --task {task}"
+        learn = f"to train on it, build a bank first: mta bank build --task {task}"
     return ItemKept("history item", item.key, f"task {task}; {learn}", user.name, task)
 
 
-def _turn(who: str, text: str) -> str:
-    """One turn of a transcript, escaped so that it cannot imitate another turn or a terminal command."""
+def _format_turn(who: str, text: str) -> str:
+    """One turn of a transcript. Lines are indented, so that a text cannot imitate another turn."""
     return f"{clean_text(who)}: " + "\n    ".join(clean_text(text).splitlines()) + "\n"
 
 
-def _title(question: str) -> str:
+def _chat_title(question: str) -> str:
     line = " ".join(question.split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
-def _write_new(target: str, text: str) -> Path:
+def _write_new_file(target: str, text: str) -> Path:
     """Write a file that must not exist yet; returns its path. Raises BadInput with the system's reason."""
     created = False
     try:
@@ -426,7 +428,7 @@ def _write_new(target: str, text: str) -> Path:
             created = True
             file.write(text)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL character, or the home of an unknown user
-        if created:  # half of it, where the disk is full
+        if created:  # a full disk leaves half of the file
             path.unlink()
         raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error
     return path

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.evaluation.ladder import Step
     from mta_cli.engine.text.prompts import HistoryExample
 
-MAX_VOTES = 5  # neighbours that are named
+MAX_VOTES = 5  # the neighbours that are listed
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class AnsweredPrompt:
     generation: Generation
 
 
-def answered_steps(source: AnswerSource, *, examples: int, memory: bool) -> list[Step]:
+def ladder_steps_up_to(source: AnswerSource, *, examples: int, memory: bool) -> list[Step]:
     """The steps of the ladder from the base to the model that answered, which comes last.
 
-    `examples` are the own items that the prompt showed, `memory` says whether label memory counted.
+    `examples` is the number of own items in the prompt; `memory` says whether the label memory was used.
     """
     from mta_cli.engine.evaluation.ladder import ladder_steps
 
@@ -42,24 +42,22 @@ def answered_steps(source: AnswerSource, *, examples: int, memory: bool) -> list
 
 
 def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
-    """The reasons of an answer of `model`, as plain values for JSON.
+    """The JSON document that explains an answer of `model`.
 
-    `step` is the step of the ladder that answered, and `made_of` what it and those below it add. `chosen_among` are the
-    tasks of which `task` was chosen, as the one whose items are nearest to the first message; empty where it was asked
-    for, or is the only one. `history` are the
-    items that the prompt showed, `decoding` says how words were chosen. Where the answer is a label, `labels` are each
-    label's probability by the model alone and with the label memory, how often the user gave it, and its share of the
-    neighbours' votes; `memory` is the kind that counted, and `neighbours` are the items that voted most, of
-    `neighbour_count`, with their shares of all votes.
+    `step` is the step of the ladder that answered, `made_of` what it and the steps below it add. `chosen_among` are the
+    tasks among which the first message chose `task`; empty if there was no choice. `history` are the items in the
+    prompt, `decoding` says how tokens were chosen. If the answer is a label, `labels` has each label's probability by
+    the model alone and with the label memory, how often the user gave it, and its share of the neighbours' votes;
+    `memory` is the kind of memory used, and `neighbours` are the items of `neighbour_count` with the most votes.
     """
     from mta_cli.engine.evaluation.ladder import BASE_EXAMPLES
 
     shown = f"{pluralise(len(asked.shown), 'own example')} in the prompt"
-    steps = answered_steps(model.source, examples=len(asked.shown), memory=asked.generation.has_memory)
+    steps = ladder_steps_up_to(model.source, examples=len(asked.shown), memory=asked.generation.has_memory)
     return {
         "user": model.user.name if model.user is not None else None,
         "task": model.task.name,
-        "chosen_among": chosen_among(model),
+        "chosen_among": candidate_tasks(model),
         "step": steps[-1].name,
         "made_of": [shown if step.name == BASE_EXAMPLES else step.adds for step in steps],
         "source": model.source.as_json(),
@@ -67,12 +65,12 @@ def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
         "answer": asked.generation.text,
         "history": [{"input": item.input, "output": item.output} for item in asked.shown],
         "decoding": _decoding(model, asked.generation),
-        **(_label_reasons(model, asked) if asked.generation.label_logliks else {}),
+        **(_label_reasons_json(model, asked) if asked.generation.label_logliks else {}),
     }
 
 
-def chosen_among(model: ChatModel) -> list[str]:
-    """The tasks of texts among which the first message chose the user's task; empty if there was no choice."""
+def candidate_tasks(model: ChatModel) -> list[str]:
+    """The user's text tasks among which the first message chose; empty if there was no choice."""
     if model.options.task is not None or model.user is None:
         return []
     own = tasks_with_model(model.reg, model.user, model.base.fingerprint)
@@ -95,7 +93,7 @@ def _decoding(model: ChatModel, spoken: Generation) -> dict[str, Any]:
     }
 
 
-def _label_reasons(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
+def _label_reasons_json(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     import numpy as np
 
     from mta_cli.engine.evaluation.calibration import log_probabilities
@@ -108,7 +106,7 @@ def _label_reasons(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
         np.exp(log_probabilities(list(logliks.values()), 1.0)).tolist()
         for logliks in (spoken.model_logliks, spoken.label_logliks)
     )
-    counts = _own_answers(model) if spoken.has_memory else Counter[str]()
+    counts = _count_own_labels(model) if spoken.has_memory else Counter[str]()
     label_votes = votes.label_shares if votes is not None else [None] * len(alone)
     labels = [
         {"label": label, "model": before, "with_memory": after, "own_answers": counts[label], "votes": share}
@@ -120,8 +118,8 @@ def _label_reasons(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     return {"labels": labels, "memory": "neighbours", "neighbours": strongest, "neighbour_count": votes.count}
 
 
-def _own_answers(model: ChatModel) -> Counter[str]:
-    """How often the user gave each label, among the answers that count in the label prior."""
+def _count_own_labels(model: ChatModel) -> Counter[str]:
+    """How often the user gave each label, in the items that the label memory uses."""
     assert model.user is not None
     labels = model.task.labels
     places = (find_label(item.output, labels) for item in model.memory.recent_items(model.user))

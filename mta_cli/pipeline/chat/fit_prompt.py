@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
     from mta_cli.pipeline.data.examples import PromptRowBuilder
 
-MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
+MAX_MESSAGE_CHARS = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
 
 Message = dict[str, str]
 
 
 class PromptTooLong(BadInput):
-    """A prompt of `tokens` tokens, without any own item, leaves no room for an answer."""
+    """A prompt of `tokens` tokens without history items leaves no room for an answer."""
 
     def __init__(self, tokens: int, room: int, base: str) -> None:
         super().__init__(
-            f"The message makes a prompt of {tokens} tokens; {base} has room for {room}.",
+            f"The message makes a prompt of {tokens} tokens, but {base} has room for only {room}.",
             hint=("Shorten it, or ask with fewer ", Flag("max_tokens"), "."),
         )
         self.tokens = tokens
@@ -33,9 +33,9 @@ class PromptTooLong(BadInput):
 
 @dataclass(frozen=True)
 class FittedPrompt:
-    """A prompt's token ids, the own items that it shows, and what was left out to fit the window.
+    """A prompt's token ids, the history items in it, and what was left out to fit the window.
 
-    `dropped_messages` are the oldest messages, a question and its answer together.
+    `dropped_messages` counts the oldest messages left out, always a question with its answer.
     """
 
     ids: list[int]
@@ -46,7 +46,7 @@ class FittedPrompt:
 
 @dataclass(frozen=True)
 class PromptRoom:
-    """The most tokens of a prompt: with own items in it, and without any. `base` is the name of the base."""
+    """The token limits of a prompt with history items and of one without. `base` is the name of the base."""
 
     with_items: int
     without_items: int
@@ -60,13 +60,13 @@ def fit_question(
     room: PromptRoom,
     before: tuple[str | None, int] | None = None,
 ) -> FittedPrompt:
-    """The prompt of the task that asks `text`, with the user's items nearest to it, as many as fit.
+    """The task's prompt for `text`, with as many of the user's nearest items as fit.
 
-    Shows no item that is known to be later than `before`. Raises PromptTooLong.
+    Items known to be later than `before` are left out. Raises PromptTooLong.
     """
     check_message(text)
     found = [] if user_id is None else rows.retrieve_history(user_id, text, rows.history_items, before=before)
-    return _drop_items(lambda items: rows.prompter.prompt_ids(text, items[0]), [found], room)
+    return _fit_items(lambda items: rows.prompter.prompt_ids(text, items[0]), [found], room)
 
 
 def fit_conversation(
@@ -80,11 +80,11 @@ def fit_conversation(
 ) -> FittedPrompt:
     """The prompt of a conversation whose last message is to be answered.
 
-    Each message to answer is asked as a question of the task, as in training, unless its answers are labels. It is
-    preceded by the own items that are nearest to it and were not shown before, so that each answer has examples on its
-    topic; the tokens of earlier turns stay the same, and so does what is cached of them. With `drop_exchanges` the
-    oldest exchanges are left out before any item is; system messages at the beginning always stay. Shows no item that
-    is known to be later than `before`. Raises PromptTooLong.
+    Each user message is filled into the task's prompt, as in training, unless the task has labels. It is preceded by
+    the user's nearest items that the prompt does not show yet, so that each answer has examples on its topic. Earlier
+    turns keep their tokens, so their cache stays valid. With `drop_exchanges`, the oldest exchanges are left out before
+    any item is; system messages at the beginning always stay. Items known to be later than `before` are left out.
+    Raises PromptTooLong.
     """
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     for message in messages:
@@ -106,7 +106,7 @@ def fit_conversation(
     def nearest_to(text: str, is_first: bool) -> list[HistoryExample]:
         if user_id is None:
             return []
-        # A follow-up such as "It did not help" shows only what matches it; the first message always shows something.
+        # A follow-up such as "It did not help" shows matching items only; the first message always shows items.
         return rows.retrieve_history(user_id, text, rows.history_items, before=before, fill=is_first)
 
     def nearest_items(kept: Sequence[Message]) -> list[list[HistoryExample]]:
@@ -126,14 +126,14 @@ def fit_conversation(
     if drop_exchanges:
         first = min(bisect_left(range(len(asked)), True, key=fits), len(asked) - 1)
     kept = kept_from(first)
-    fitted = _drop_items(lambda items: prompt_ids(kept, items), nearest_items(kept), room)
+    fitted = _fit_items(lambda items: prompt_ids(kept, items), nearest_items(kept), room)
     return FittedPrompt(fitted.ids, fitted.shown, len(messages) - len(kept), fitted.dropped_items)
 
 
-def _drop_items(
+def _fit_items(
     make_ids: Callable[[list[list[HistoryExample]]], list[int]], items: list[list[HistoryExample]], room: PromptRoom
 ) -> FittedPrompt:
-    """The prompt with as many of `items` as fit, by message; those of the oldest message give way first."""
+    """The prompt with as many of `items` [messages, items] as fit; the oldest message's items are dropped first."""
     count = sum(map(len, items))
     while True:
         ids, left = make_ids(items), [message for message in items if message]
@@ -149,7 +149,7 @@ def check_message(text: str) -> None:
     """Raise BadInput for a message that is empty, longer than any window, or not text."""
     if not text.strip():
         raise BadInput("The message is empty.", hint="Write what you want to ask.")
-    if len(text) > MESSAGE_LIMIT:
-        raise BadInput(f"The message has {len(text):,} characters; the most is {MESSAGE_LIMIT:,}.")
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise BadInput(f"The message has {len(text):,} characters; the most is {MAX_MESSAGE_CHARS:,}.")
     if fault := text_fault(text):
         raise BadInput(f"The message {fault}.")

@@ -18,7 +18,7 @@ BASE_MODEL = "base"
 
 
 class RemoteConversation:
-    """Turns with one model of a server at a time. What is said stays in this process and on the server's machine."""
+    """A conversation with one model of a server at a time. It is not stored on this machine."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RemoteConversation:
         sampling: Mapping[str, Any] | None = None,
         system: str | None = None,
     ) -> None:
-        """`sampling` are parameters of the interface, as `temperature` and `stop`; the server decides the others."""
+        """`sampling` are request parameters such as `temperature` and `stop`; for others the server has defaults."""
         self._client = ServerClient(url, key=key)
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
@@ -40,20 +40,20 @@ class RemoteConversation:
 
     @property
     def prompt_label(self) -> str:
-        """Who answers, for the prompt of a terminal."""
+        """The model and mode that answer, for the input prompt of a terminal."""
         return f"{self._model} ({self._mode or 'server'})"
 
     def user_names(self) -> list[str]:
-        """The models that the server lists."""
+        """The names of the models that the server lists."""
         return self._client.model_names()
 
     def opening_notes(self) -> Iterator[Event]:
-        """A note on the model. Raises NotFound where the server has none of this name."""
-        self._mode = self._describe(self._model)
+        """A note on the model. Raises NotFound if the server has no model of this name."""
+        self._mode = self._load_model_details(self._model)
         yield Note(f"{self._model} · {self._mode} · {self._client.url}")
 
     def answer_message(self, text: str) -> Iterator[Event]:
-        """Answer one message. An interruption keeps the text that came before it."""
+        """Answer one message. An interruption keeps the text generated before it."""
         check_message(text)
         before = [] if self._asks_task else self._messages
         messages = [*before, {"role": "user", "content": text}]
@@ -71,22 +71,22 @@ class RemoteConversation:
         yield from truncation_notes(FittedPrompt([], dropped_messages=given - len(messages)))
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
         if answer.ended == "length":
-            yield Note("The answer was cut (--max-tokens, or the end of the window).", warning=True)
+            yield Note("The answer was cut: it reached --max-tokens or the end of the model's window.", warning=True)
         if answer.ended == "repetition":
             yield Note("The answer began to repeat itself and was ended there.")
         result = {"user": self._model, "text": answer.text, "seconds": round(seconds, 3), "ended": answer.ended}
         yield JobResult(result | {"source": answer.source})
 
     def switch_user(self, name: str) -> Iterator[Event]:
-        """Change to another model, in a new conversation."""
-        self._mode = self._describe(name)
+        """Change to another model and start a new conversation."""
+        self._mode = self._load_model_details(name)
         self._model = name
         yield from self.reset()
 
     def switch_task(self, name: str = "") -> Iterator[Event]:
-        """Make each message from here on a question of this task; without a name, the model decides what it becomes."""
+        """Ask each following message as a question of the task `name`; without a name, as the model's default is."""
         self._task = name or None
-        yield Note(f"Each message is a {name} question by itself." if name else "A conversation goes on.")
+        yield Note(f"Each message is a separate question of task {name}." if name else "The conversation continues.")
 
     def reset(self) -> Iterator[Event]:
         """Start a new conversation with the same model."""
@@ -95,51 +95,51 @@ class RemoteConversation:
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
         """Raise UsageError: a server answers with the most personal model."""
-        self._refuse()
+        self._raise_unsupported()
 
     def compare(self, text: str = "") -> Iterator[Event]:
         """Raise UsageError: a conversation over a server compares no models."""
-        self._refuse()
+        self._raise_unsupported()
 
     def explain_last(self) -> dict[str, Any]:
         """Raise UsageError: a server does not explain its answers."""
-        self._refuse()
+        self._raise_unsupported()
 
     def stored_chats(self, which: str = "") -> Iterator[Event]:
         """Raise UsageError: conversations over a server are not stored."""
-        self._refuse()
+        self._raise_unsupported()
 
     def accept_exchange(self) -> Iterator[Event]:
-        """Keep the last exchange as a history item, where the server lets clients write."""
+        """Keep the last exchange as a history item. Raises UsageError if the server lets no client write."""
         if not self._messages and not self._last_ended:
             raise BadInput("There is no answer yet to keep.")
         if self._last_ended:
             raise BadInput(
-                f"{UNFIT_ANSWERS[self._last_ended]}, so it is not an example to learn from.",
-                hint="/good keeps a whole answer.",
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it cannot become a history item.",
+                hint="/good keeps complete answers only.",
             )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
         yield Note(f"history item {self._client.add_item(self._model, self._task, question, answer)}")
 
     def undo_accept(self) -> Iterator[Event]:
         """Raise UsageError: a server's clients cannot remove anything."""
-        self._refuse()
+        self._raise_unsupported()
 
     def set_system(self, text: str = "") -> Iterator[Event]:
-        """Put a system message before the conversation; an empty text removes it."""
+        """Set the system message before the conversation; an empty text removes it."""
         self._system = text or None
         yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
     def save(self, target: str = "") -> Iterator[Event]:
         """Raise UsageError: conversations over a server are not stored."""
-        self._refuse()
+        self._raise_unsupported()
 
-    def _refuse(self) -> NoReturn:
+    def _raise_unsupported(self) -> NoReturn:
         raise UsageError(
             "A conversation over a server cannot do this.", hint=("use ", Command("chat"), " without ", Flag("server"))
         )
 
-    def _describe(self, name: str) -> str:
+    def _load_model_details(self, name: str) -> str:
         about = self._client.model(name)
         self._model_asks_task = about is not None and about.prompt == "task"
         self._server_truncates = about is not None  # other servers may refuse a parameter that they do not know
@@ -147,11 +147,11 @@ class RemoteConversation:
 
     @property
     def _asks_task(self) -> bool:
-        """Whether each message is a task's question by itself, so that only the last message is sent."""
+        """Whether each message is a separate question of a task, so that only the last message is sent."""
         return self._task != FREE_TASK if self._task else self._model_asks_task
 
     def _stream_what_fits(self, messages: list[Message]) -> Iterator[StreamPiece]:
-        """The pieces of the answer. Drops the oldest exchanges from `messages` until the others fit."""
+        """Stream the answer's pieces. Removes the oldest exchanges from `messages` until the rest fits the window."""
         while True:
             try:
                 yield from self._stream(messages)

@@ -1,6 +1,6 @@
-"""Asks a server that speaks OpenAI's interface, as `mta serve` does, over its address or over a socket of its store.
+"""A client for servers with OpenAI's interface, such as `mta serve`, over an address or a socket of its store.
 
-A server's replies are untrusted: they are read by the types below, and up to limits of size.
+A server's replies are untrusted: they are checked by the types below and limited in size.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mta_cli.events import TextChunk
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 MAX_REPLY_BYTES, MAX_LINE_BYTES, MAX_STREAM_BYTES = 2**24, 2**20, 2**26
 MAX_MESSAGE_CHARS = 500
-UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
+UNKNOWN_URL = "unknown_url"  # the error code for a path that the server does not have
 TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # error codes
 ADDRESS_HINT = ("the address of a server ends in /v1: ", Flag("server", "http://127.0.0.1:8000/v1"))
 T = TypeVar("T")
 
 
-class Told(msgspec.Struct):
-    """What `mta serve` says of a model or an answer, as far as it is used here."""
+class MtaDetails(msgspec.Struct):
+    """The fields used here of `mta`, which `mta serve` adds to the descriptions of models and answers."""
 
     prompt: str = "chat"
     mode: str = "server"
@@ -36,13 +36,13 @@ class Told(msgspec.Struct):
     version: int | None = None
     anchors: list[str | None] = []
     labels: dict[str, float] | None = None
-    memory: bool | str | None = None  # of an answer: whether label memory counted; of a model: its kind
+    memory: bool | str | None = None  # of an answer: whether label memory was used; of a model: the kind of memory
     own_examples: Annotated[int, msgspec.Meta(ge=0)] = 0
     dropped_messages: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Delta(msgspec.Struct):
-    """What a piece adds to an answer."""
+    """The text that a piece of a stream adds to an answer."""
 
     content: str | None = None
 
@@ -56,22 +56,22 @@ class Choice(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """How many tokens were counted."""
+    """The number of tokens of an answer."""
 
     completion_tokens: int = 0
 
 
-class Fault(msgspec.Struct):
-    """A server's error."""
+class ServerError(msgspec.Struct):
+    """The `error` object in a server's reply."""
 
     message: str = ""
     code: str | int | None = None
 
 
-class Failure(msgspec.Struct):
-    """A reply that is an error."""
+class ErrorReply(msgspec.Struct):
+    """A reply that reports an error."""
 
-    error: Fault | str
+    error: ServerError | str
 
 
 class StreamPiece(msgspec.Struct):
@@ -80,14 +80,14 @@ class StreamPiece(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     mta: dict[str, Any] | None = None
-    told: Told | None = None  # `mta` by its types
-    error: Fault | str | None = None
+    told: MtaDetails | None = None  # `mta` after its types were checked
+    error: ServerError | str | None = None
 
 
 class ModelReply(msgspec.Struct):
     """A model of the server; other servers have no `mta`."""
 
-    mta: Told | None = None
+    mta: MtaDetails | None = None
 
 
 class ModelName(msgspec.Struct):
@@ -109,28 +109,28 @@ class SavedItem(msgspec.Struct):
 
 
 class WindowFull(BadInput):
-    """The messages do not fit into the model's window, or are more than the server takes."""
+    """The messages do not fit into the model's window, or exceed another limit of the server."""
 
 
-class ServerGone(MtaError):
-    """Nothing answers at the server's address."""
+class ServerUnreachable(MtaError):
+    """No server answers at the address."""
 
 
 @dataclass
 class RemoteAnswer:
-    """One answer of a server while it grows.
+    """One answer of a server during and after its stream.
 
-    `ended` is empty until it is complete; `source` is what the server says of it, and `told` the part that is used.
+    `ended` is empty until it is complete. `source` is the server's `mta` object, `told` its checked fields.
     """
 
     text: str = ""
     ended: str = ""
     tokens: int = 0
     source: dict[str, Any] = field(default_factory=dict)
-    told: Told = field(default_factory=Told)
+    told: MtaDetails = field(default_factory=MtaDetails)
 
     def read(self, pieces: Iterable[StreamPiece]) -> Iterator[TextChunk]:
-        """Add the pieces of a stream, and give their texts as they come."""
+        """Add the pieces of a stream and yield their texts."""
         for piece in pieces:
             if piece.mta and piece.told:
                 self.source, self.told = piece.mta, piece.told
@@ -145,7 +145,7 @@ class RemoteAnswer:
 class ServerClient:
     """Requests to one server. `url` ends in `/v1`; with `socket`, its host is not used.
 
-    Every method raises NotFound, BadInput, UsageError or MtaError, in one line that names the address.
+    Every method raises NotFound, BadInput, UsageError or MtaError with a one-line message that names the address.
     """
 
     def __init__(self, url: str, *, key: str | None = None, socket: str | None = None) -> None:
@@ -165,29 +165,27 @@ class ServerClient:
             ) from None
 
     def model_names(self) -> list[str]:
-        """The models that the server lists."""
+        """The names of the models that the server lists."""
         return [one.id for one in self._get("/models", ModelList).data]
 
-    def model(self, name: str) -> Told | None:
-        """What the server says of a model; None for a server of another kind."""
+    def model(self, name: str) -> MtaDetails | None:
+        """The `mta` details of a model; None if the server is not `mta serve`."""
         return self._get(f"/models/{quote(name, safe='/')}", ModelReply).mta
 
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[StreamPiece]:
-        """The pieces of the answer to a chat request. Raises WindowFull where the messages do not fit."""
-        with self._explained(), self._client.stream("POST", "/chat/completions", json=body) as answered:
+        """Stream the pieces of the answer to a chat request. Raises WindowFull if the messages do not fit."""
+        with self._translate_errors(), self._client.stream("POST", "/chat/completions", json=body) as answered:
             self._require_success(answered)
-            for line in _lines(answered):
+            for line in _read_lines(answered):
                 if line.startswith(b"data:") and (content := line[5:].strip()) != b"[DONE]":
                     piece = msgspec.json.decode(content, type=StreamPiece)
                     if piece.error is not None:
-                        raise MtaError(self._worded(piece.error))
-                    piece.told = msgspec.convert(piece.mta, Told) if piece.mta else None
+                        raise MtaError(self._error_line(piece.error))
+                    piece.told = msgspec.convert(piece.mta, MtaDetails) if piece.mta else None
                     yield piece
 
     def add_item(self, model: str, task: str | None, question: str, answer: str) -> str:
-        """Append an item to the history of the user of a model, and return its key. Raises UsageError where the server
-        lets no client write.
-        """
+        """Append an item to the history of a model's user; returns its key. Raises UsageError if writing is off."""
         body = {"input": question, "output": answer}
         user, slash, own_task = model.rpartition("/")
         try:
@@ -200,41 +198,42 @@ class ServerClient:
     def _post_item(self, user: str, task: str | None, body: dict[str, str]) -> str:
         body |= {"task": task} if task else {}
         path = f"/users/{quote(user, safe='/')}/items"
-        with self._explained(), self._client.stream("POST", path, json=body) as answered:
+        with self._translate_errors(), self._client.stream("POST", path, json=body) as answered:
             self._require_success(answered, writes=True)
-            return msgspec.json.decode(_whole(answered), type=SavedItem).key
+            return msgspec.json.decode(_read_body(answered), type=SavedItem).key
 
     def _get(self, path: str, kind: type[T]) -> T:
-        with self._explained(), self._client.stream("GET", path) as answered:
+        with self._translate_errors(), self._client.stream("GET", path) as answered:
             self._require_success(answered)
-            return msgspec.json.decode(_whole(answered), type=kind)
+            return msgspec.json.decode(_read_body(answered), type=kind)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Inside, a server that cannot be reached is ServerGone, and a reply of another form a BadInput."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn connection errors into ServerUnreachable, and replies in an unknown form into BadInput."""
         try:
             yield
         except httpx.HTTPError as error:
-            raise ServerGone(
+            raise ServerUnreachable(
                 f"{self.url} does not answer: {error}", hint=("is ", Command("serve"), " running?")
             ) from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            words = (f"{self.url} does not answer as ", Command("serve"), f" does: {error}")
+            words = (f"{self.url} does not answer like ", Command("serve"), f": {error}")
             raise BadInput(words, hint=ADDRESS_HINT) from error
 
     def _require_success(self, answered: httpx.Response, *, writes: bool = False) -> None:
         if answered.is_success:
             return
         try:
-            error = msgspec.json.decode(_whole(answered), type=Failure).error
+            error = msgspec.json.decode(_read_body(answered), type=ErrorReply).error
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            error = Fault(f"status {answered.status_code}")
-        message, code = self._worded(error), error.code if isinstance(error, Fault) else None
+            error = ServerError(f"status {answered.status_code}")
+        message, code = self._error_line(error), error.code if isinstance(error, ServerError) else None
         if code in TOO_LONG or answered.status_code == 413:
             raise WindowFull(message)
         if writes and code == UNKNOWN_URL:
             raise UsageError(
-                f"{self.url} does not let its clients write.", hint=(Command("serve", write=True), " does")
+                f"{self.url} does not accept history items from clients.",
+                hint=(Command("serve", write=True), " accepts them"),
             )
         if answered.status_code == 404:
             hint = ADDRESS_HINT if code in (None, UNKNOWN_URL) else "/user NAME chooses another model"
@@ -243,14 +242,14 @@ class ServerClient:
             raise UsageError(message, hint="set MTA_SERVER_KEY to a key of this server")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
 
-    def _worded(self, error: Fault | str) -> str:
-        """A server's error in one line."""
+    def _error_line(self, error: ServerError | str) -> str:
+        """A server's error message in one line, with the address."""
         message = error if isinstance(error, str) else error.message
-        return f"{self.url}: {' '.join(message.split())[:MAX_MESSAGE_CHARS] or 'an error without words'}"
+        return f"{self.url}: {' '.join(message.split())[:MAX_MESSAGE_CHARS] or 'an error without a message'}"
 
 
-def _whole(answered: httpx.Response) -> bytes:
-    """The body of a reply. Raises ValueError above the most bytes."""
+def _read_body(answered: httpx.Response) -> bytes:
+    """The body of a reply. Raises ValueError above `MAX_REPLY_BYTES`."""
     content = bytearray()
     for piece in answered.iter_raw():
         content += piece
@@ -259,13 +258,13 @@ def _whole(answered: httpx.Response) -> bytes:
     return bytes(content)
 
 
-def _lines(answered: httpx.Response) -> Iterator[bytes]:
-    """The lines of a stream. Raises ValueError above the most bytes of a line and of all."""
+def _read_lines(answered: httpx.Response) -> Iterator[bytes]:
+    """The lines of a stream. Raises ValueError above `MAX_LINE_BYTES` or `MAX_STREAM_BYTES`."""
     rest, total = b"", 0
     for piece in answered.iter_raw():
         *lines, rest = (rest + piece).split(b"\n")
         total += len(piece)
         if max(map(len, (*lines, rest))) > MAX_LINE_BYTES or total > MAX_STREAM_BYTES:
-            raise ValueError("a line or a stream without an end")
+            raise ValueError("a line or a stream above the size limit")
         yield from lines
     yield rest

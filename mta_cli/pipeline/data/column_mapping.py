@@ -1,4 +1,4 @@
-"""The mapping from a table's columns to the parts of a record. Knows no file format and no store."""
+"""The mapping from a table's columns to the parts of a record: user, input, output, time and id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from mta_cli.pipeline.data.column_template import ColumnTemplate
 
-NEEDED = ("user", "input", "output")
+REQUIRED_PARTS = ("user", "input", "output")
 """The required parts of a record; time and id are optional."""
 FILE_COLUMN = "file"
-"""In a template, the name of the row's file without its ending, unless a column has this name."""
+"""The name in a template that stands for the file's name without its ending, if no column has this name."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ColumnMapping:
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing is mapped."""
+        """Whether no column was mapped by the user."""
         return all(value is None for value in self._given.values())
 
     @cached_property
@@ -56,12 +56,12 @@ class ColumnMapping:
         )
 
     def merged_over(self, other: ColumnMapping) -> ColumnMapping:
-        """This mapping, completed with the parts of `other`."""
+        """This mapping, with the parts of `other` that it does not map."""
         return replace(other, **{name: text for name, text in self._given.items() if text is not None})
 
     def missing_parts(self, columns: Sequence[str], *, one_user: bool = False) -> list[str]:
         """The required parts that have neither a mapping nor a column; with `one_user` no user is required."""
-        needed = NEEDED[1:] if one_user else NEEDED
+        needed = REQUIRED_PARTS[1:] if one_user else REQUIRED_PARTS
         return [name for name in needed if not self._given[name] and find_column(name, columns) is None]
 
     def unknown_columns(self, columns: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ class ColumnMapping:
         return [name for name in named if find_column(name, columns) is None and name != FILE_COLUMN]
 
     def read(self, row: Mapping[str, Any], file: str) -> dict[str, Any]:
-        """The parts of a row's record: mapped parts as text, others as in the row, if present."""
+        """The record of a row, by part: mapped parts as text, others as they are in the row, if present."""
         values: dict[str, Any] = {}
         for part in self._given:
             if part in self.templates:
@@ -89,13 +89,13 @@ class ColumnMapping:
         return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
 
     def flags(self) -> dict[str, str]:
-        """The flags of a command that ask for this mapping."""
+        """The command-line flags for this mapping, by part."""
         return {name: text for name, text in self._given.items() if text is not None}
 
 
 def find_column(name: str, columns: Iterable[str]) -> str | None:
     """The column with this name: an exact match, else one ignoring case."""
-    if isinstance(columns, Mapping) and name in columns:  # almost always, for every cell of a file
+    if isinstance(columns, Mapping) and name in columns:  # the usual case, called for every cell of a file
         return name
     there = list(columns)
     if name in there:

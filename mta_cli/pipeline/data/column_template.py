@@ -49,20 +49,20 @@ class ColumnTemplate:
         rest = _TOKEN.sub(lambda found: "" if found[1] and found[1].strip() else found[0], text)
         if "{" in rest or "}" in rest:
             raise UsageError(
-                f"{text!r} is not a template: braces hold the name of one column", hint='for example "{title} ({year})"'
+                f"{text!r} is not a template: braces must contain the name of one column",
+                hint='for example "{title} ({year})"',
             )
         return cls(_parse_parts(text))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are named, in order."""
+        """The columns in the template, in order."""
         return tuple(_columns(self.parts))
 
     def fill(self, cell: Callable[[str], str]) -> str:
-        """The text; `cell` gives a column's text. Empty when all cells are.
+        """The filled template; `cell` returns a column's text. The result is empty if all cells are.
 
-        Words between two cells belong to the second one, words after the last cell to that cell. They are removed with
-        an empty cell.
+        The words before an empty cell are removed, and the words after the last cell if that is empty.
         """
         return _fill(self.parts, cell)
 

@@ -14,8 +14,8 @@ MAX_LISTED_GROUPS = 10
 def confusable_name_warnings(
     names: Collection[str], stored: Iterable[str], spellings: Mapping[str, set[str]] | None = None
 ) -> list[str]:
-    """One line for each group of similar names in a file, compared with stored names too. `spellings`: the forms in
-    which the file writes a name, if different from the stored form.
+    """A warning for each group of similar names among a file's `names` and the `stored` ones.
+    `spellings` are the forms in which the file writes a name, if they differ from the stored form.
     """
     first: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
@@ -24,12 +24,12 @@ def confusable_name_warnings(
         if other != name:
             groups.setdefault(other, {other}).add(name)
     lines = [
-        f"{_join_names(alike)} differ only in case, Unicode form or white space; they stay different users"
+        f"{_join_names(alike)} differ only in case, Unicode form or white space; they are imported as different users"
         for alike in groups.values()
         if not alike.isdisjoint(names)
     ]
     lines += [
-        f"{_join_names(written)} are the same letters in different Unicode forms; they are one user, "
+        f"{_join_names(written)} are one name in different Unicode forms; they are imported as one user, "
         f"{escape_unprintable(name)}"
         for name, written in (spellings or {}).items()
         if len(written) > 1

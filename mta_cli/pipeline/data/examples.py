@@ -1,6 +1,6 @@
-"""Token rows from stored items. Retrieves the history items of a prompt, without the item itself and later ones.
+"""Builds token rows from stored items: retrieves the history items of a prompt and fills the prompt.
 
-Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
+An item's own prompt shows neither the item nor later ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def history_mix(history_items: int) -> tuple[int, ...]:
 
 
 class PromptRowBuilder:
-    """Makes token rows of one task for one base. `among` maps a user's id to the items that may be shown in prompts.
+    """Builds the token rows of one task for one base. `among` maps a user's id to the items that prompts may show.
 
     With `until`, the training row of an item without a time shows no item after that time.
     """
@@ -49,13 +49,13 @@ class PromptRowBuilder:
         self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)
 
     def with_shown_answers(self, answers: Mapping[int, str]) -> Self:
-        """The same builder with these answers of history items, by item id, in place of the stored ones."""
+        """A copy of the builder that shows `answers` (by item id) instead of the stored answers of history items."""
         other = copy.copy(self)
         other.shown_answers = answers
         return other
 
     def with_history_items(self, count: int) -> Self:
-        """The same builder with at most `count` history items in a prompt."""
+        """A copy of the builder with at most `count` history items in a prompt."""
         other = copy.copy(self)
         other.history_items = count
         return other
@@ -101,8 +101,8 @@ class PromptRowBuilder:
         choose = random.Random(seed)
         return [self._row(item, choose.choice(counts)) for item in items]
 
-    def mixed_rows(self, items: Sequence[Item]) -> list[TrainingRow]:
-        """All items with no other item shown in the prompt, then all with one, then all as at inference."""
+    def rows_for_every_history_count(self, items: Sequence[Item]) -> list[TrainingRow]:
+        """The training rows of all items, once for each number of history items in `history_mix`."""
         return [row for count in history_mix(self.history_items) for row in self.training_rows(items, mix=(count,))]
 
     def query_prompt(self, query: Query) -> list[int]:

@@ -1,5 +1,4 @@
-"""Guesses the roles of a table's columns and the kind of task that its outputs form. Pure functions of a sample of
-rows.
+"""Guesses the roles of a table's columns and the kind of its task from a sample of rows.
 
 A guess is only shown to the user or used in an example command; imports need confirmation.
 """
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import format_number, parse_number
-from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping, cell_text
+from mta_cli.pipeline.data.column_mapping import REQUIRED_PARTS, ColumnMapping, cell_text
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
 if TYPE_CHECKING:
@@ -87,14 +86,14 @@ MAX_LABEL_CHARACTERS = 40
 MAX_SCORES = 21
 """The most scores of a scale: 0 to 20, or 0 to 10 in halves."""
 _INPUT_COLUMNS = 4
-_FEW = 0.05  # the largest share of outputs that may be codes for a missing score
-_MOST = 0.9  # the smallest share of dates, or numbers, in a column that is taken for one of these
+_MAX_MISSING_SHARE = 0.05  # the largest share of outputs that may be codes for a missing score
+_MIN_SHARE = 0.9  # the smallest share of dates, or numbers, in a column that is taken for one of these
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 @dataclass(frozen=True)
 class ColumnGuess:
-    """A mapping with the columns that were guessed, the needed parts without a guess, and an example of each column."""
+    """A mapping of the guessed columns, the required parts without a guess, and an example cell of each column."""
 
     columns: ColumnMapping
     missing: tuple[str, ...]
@@ -103,9 +102,9 @@ class ColumnGuess:
 
 @dataclass(frozen=True)
 class OutputGuess:
-    """The kind of task that outputs form, with its labels or the complete scale of its scores, in order.
+    """The kind of task that outputs suggest, with its labels or all scores of its scale, in order.
 
-    `step` is the distance between scores, to which outputs are rounded.
+    `step` is the distance between scores; outputs are rounded to its multiples.
     """
 
     kind: TaskKind
@@ -143,22 +142,22 @@ class _Column:
 
     @property
     def repeats(self) -> bool:
-        """Whether values repeat: at most half as many different values as cells."""
+        """Whether there are at most half as many different values as cells."""
         return 1 <= self.distinct <= max(len(self.filled) / 2, 1)
 
     @property
     def is_number(self) -> bool:
-        return self.share(lambda cell: parse_number(cell) is not None) >= _MOST
+        return self.share(lambda cell: parse_number(cell) is not None) >= _MIN_SHARE
 
     @property
     def is_date(self) -> bool:
         """Whether the cells are dates with at least a month, whatever the column's name."""
-        return self.share(_is_date) >= _MOST
+        return self.share(_is_date) >= _MIN_SHARE
 
     @property
     def is_named_time(self) -> bool:
         """Whether the cells are years or Unix times and the column's name fits."""
-        return self.is_named(TIME_WORDS) and self.share(_is_moment) >= _MOST
+        return self.is_named(TIME_WORDS) and self.share(_is_time) >= _MIN_SHARE
 
     @property
     def is_text(self) -> bool:
@@ -170,14 +169,14 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
 
     The time is a column of dates. The output is a column with a known name, else one of few different values, else the
     last text column. The user is a column of repeated values with a known name or short texts. The input is all other
-    text except an `id`, at most four columns. Parts in `given` are known, and their columns are not in the rows.
+    text except an `id`, at most four columns. Parts in `given` are not guessed; their columns are not in the rows.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [_Column(name, [cell_text(row.get(name)).strip() for row in rows]) for name in names]
     examples = {column.name: next(iter(column.filled), "") for column in columns}
     left = [column for column in columns if column.filled]
 
-    def take(part: str, *rules: Callable[[_Column], bool]) -> _Column | None:
+    def take_first_match(part: str, *rules: Callable[[_Column], bool]) -> _Column | None:
         if part in given:
             return None
         found = next((column for rule in rules for column in left if rule(column)), None)
@@ -185,28 +184,28 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
             left.remove(found)
         return found
 
-    time = take("time", lambda column: column.is_date, lambda column: column.is_named_time)
-    user = take(
+    time = take_first_match("time", lambda column: column.is_date, lambda column: column.is_named_time)
+    user = take_first_match(
         "user",
         lambda column: column.name.casefold() == "user",
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.repeats,
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.distinct < len(column.filled),
     )
-    output = take(
+    output = take_first_match(
         "output",
         lambda column: column.name.casefold() == "output",
         lambda column: column.is_named(OUTPUT_WORDS) and column.repeats,
         lambda column: column.is_named(OUTPUT_WORDS),
     )
     if user is None:
-        user = take(
+        user = take_first_match(
             "user", lambda column: column.distinct > 1 and column.is_text and column.is_short and column.repeats
         )
     if output is None:
         left.reverse()  # an output usually comes after its input
-        output = take("output", lambda column: column.is_short and column.repeats)
+        output = take_first_match("output", lambda column: column.is_short and column.repeats)
         if output is None and len([column for column in left if column.is_text]) > 1:
-            output = take("output", lambda column: column.is_text)
+            output = take_first_match("output", lambda column: column.is_text)
         left.reverse()
     mapping = ColumnMapping(
         user.name if user else None,
@@ -214,12 +213,12 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
         output.name if output else None,
         time.name if time else None,
     )
-    missing = tuple(part for part in NEEDED if getattr(mapping, part) is None)
+    missing = tuple(part for part in REQUIRED_PARTS if getattr(mapping, part) is None)
     return ColumnGuess(mapping, missing, examples)
 
 
 def _guess_input(columns: Sequence[_Column]) -> str | None:
-    """A column's name, or a template of several columns in the order of the file."""
+    """The name of an input column, or a template of several columns in the order of the file; None without any."""
     whole = [column for column in columns if column.is_named(INPUT_WORDS) and column.is_text]
     texts = whole[:1] or [column for column in columns if column.is_text and column.distinct > 1] or columns[:1]
     longest = sorted(texts, key=lambda column: -column.length)[:_INPUT_COLUMNS]
@@ -228,7 +227,7 @@ def _guess_input(columns: Sequence[_Column]) -> str | None:
 
 
 def guess_kind(outputs: Sequence[str]) -> OutputGuess:
-    """Scores if nearly all outputs are numbers, labels if few short values repeat, else texts.
+    """Guess the kind of task: scores if nearly all outputs are numbers, labels if few short values repeat, else text.
 
     The scale leaves out codes for a missing score, such as 99 or -9.
     """
@@ -236,11 +235,11 @@ def guess_kind(outputs: Sequence[str]) -> OutputGuess:
     if len(counts) < 2:
         return OutputGuess("text")
     numbers = {text: number for text in counts if (number := parse_number(text)) is not None}
-    if sum(counts[text] for text in numbers) >= _MOST * counts.total():
+    if sum(counts[text] for text in numbers) >= _MIN_SHARE * counts.total():
         often = Counter[float]()
         for text, number in numbers.items():
             often[number] += counts[text]
-        scale, step = _guess_scale(_without_missing(often))
+        scale, step = _guess_scale(_without_missing_codes(often))
         if scale:
             return OutputGuess("score", scale, step)
     few = len(counts) <= min(MAX_LABELS, max(counts.total() / 3, 2))
@@ -249,14 +248,14 @@ def guess_kind(outputs: Sequence[str]) -> OutputGuess:
     return OutputGuess("text")
 
 
-def _without_missing(often: Counter[float]) -> list[float]:
+def _without_missing_codes(often: Counter[float]) -> list[float]:
     """The different scores in order, without codes for a missing score; `often` has the frequency of each.
 
-    Such codes are at most `_FEW` of all: negative integers, if no other score is negative and there is only one such
-    value or a gap above them; and values above the others by more than twice the others' range, if the scale has finer
-    steps without them.
+    Such codes are at most `_MAX_MISSING_SHARE` of all: negative integers, if no other score is negative and there is
+    only one such value or a gap above them; and values above the others by more than twice the others' range, if the
+    scale has finer steps without them.
     """
-    scores, few = sorted(often), _FEW * often.total()
+    scores, few = sorted(often), _MAX_MISSING_SHARE * often.total()
     below = [score for score in scores if score < 0]
     if 0 < len(below) <= len(scores) - 3 and not any(score % 1 for score in below):
         many = sum(often[score] for score in below)
@@ -273,9 +272,9 @@ def _without_missing(often: Counter[float]) -> list[float]:
 
 
 def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
-    """The scale of these scores, and its step: 1 to 5 or 1 to 10 if they lie within, in halves if any score is a half.
+    """The scale of `scores` and its step: 1 to 5 or 1 to 10 if they lie within, in halves if any score is a half.
 
-    A scale of too many steps gets wider ones: 0 to 100 in fives. Empty for fewer than three scores.
+    A scale with too many scores gets a larger step, such as 0 to 100 in fives. Empty for fewer than three scores.
     """
     if len(scores) < 3:
         return (), 0.0
@@ -291,13 +290,13 @@ def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
 
 
 def _steps(first: float) -> Iterator[float]:
-    """Candidate steps of a scale: `first`, then the larger ones of .01, .02, .05, .1 and so on."""
+    """Candidate steps of a scale: `first`, then those of 0.01, 0.02, 0.05, 0.1, … that are larger, ascending."""
     yield first
     for power in itertools.count(-2):
         yield from (width * 10.0**power for width in (1, 2, 5) if width * 10.0**power > first)
 
 
-def _is_moment(text: str) -> bool:
+def _is_time(text: str) -> bool:
     try:
         normalise_time(text)
     except ValueError:
@@ -306,4 +305,4 @@ def _is_moment(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
-    return not text.isdigit() and len(text) >= len("2026-08") and _is_moment(text)
+    return not text.isdigit() and len(text) >= len("2026-08") and _is_time(text)

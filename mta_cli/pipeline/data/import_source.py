@@ -1,6 +1,4 @@
-"""The request of an import: the files, how to read them, and how many items to hold out. Reads file names, and what
-an archive holds.
-"""
+"""The request of an import: the files, how to read them, and how many items to hold out."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from mta_cli.options import ImportOptions
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
-from mta_cli.pipeline.data.formats.detect import conversations
+from mta_cli.pipeline.data.formats.detect import prefer_non_tables
 from mta_cli.pipeline.data.formats.messengers import slack
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.git.program import is_repository
@@ -35,11 +33,11 @@ NO_COLUMN = "-"
 class ImportSource:
     """A file, a folder or zip archive of files, or a git repository, and how it is read.
 
-    `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
-    `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time`: the column
-    of the time in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times are
-    unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
-    multiples of it, and outputs outside `scale` are left out. `commits` are the commits of a repository that are read.
+    `format` None means detection by content. `user` is the user of rows without one, `task` the task of records without
+    one. `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time` says
+    that the time column in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times
+    are unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
+    multiples of it, and outputs outside `scale` are left out. `commits` selects the commits of a repository.
     """
 
     format: str | None
@@ -62,7 +60,7 @@ class ImportSource:
     def from_options(
         cls, path: Path, given: ImportOptions, *, format: str | None = None, task: str | None = None
     ) -> ImportSource:
-        """The source at `path` with these options. Raises UsageError when they contradict each other."""
+        """The source at `path` with the options `given`. Raises UsageError if options contradict each other."""
         time, id = ("" if column == NO_COLUMN else column for column in (given.time, given.id))
         source = cls(
             format,
@@ -84,12 +82,12 @@ class ImportSource:
 
     @property
     def name(self) -> str:
-        """The name for messages."""
+        """The file's or folder's name, for messages."""
         return self.path.name or self.path.resolve().name or str(self.path)
 
     @property
     def is_repository(self) -> bool:
-        """Whether a git repository is read: the format says so, or the folder is the top of one."""
+        """Whether a git repository is read: the format is `git`, or the folder is one and no format is given."""
         return self.format == "git" or (self.format is None and self.preset is None and is_repository(self.path))
 
     @property
@@ -109,39 +107,39 @@ class ImportSource:
 
     @property
     def known_preset(self) -> Preset | None:
-        """The preset, after `require_consistent` has checked its name."""
+        """The preset with the given name, which `require_consistent` must have checked; None without one."""
         return None if self.preset is None else PRESETS[self.preset]
 
     @property
     def passes_over_unknown(self) -> bool:
-        """Whether files of unknown format are skipped: true for a folder or archive without an explicit format."""
+        """Whether files of unknown format are skipped: true for a folder or archive if no format is given."""
         return self.format is None and self.preset is None and (self.path.is_dir() or is_archive(self.path))
 
     @property
     def own_task(self) -> Task | None:
-        """The task that the source brings for its records: a preset's, or that of commit messages."""
+        """The task that belongs to the source: a preset's, or the task of commit messages; otherwise None."""
         if self.is_repository:
             return self.commits.task
         return None if self.known_preset is None else self.known_preset.task
 
     @property
     def default_task(self) -> str:
-        """The task of records that name none."""
+        """The name of the task for records that name none."""
         return self.task or (DEFAULT_TASK if self.own_task is None else self.own_task.name)
 
     @property
     def mapping(self) -> ColumnMapping:
-        """The given columns, completed by the preset's."""
+        """The given column mapping, completed by the preset's."""
         preset = self.known_preset
         return self.columns if preset is None else self.columns.merged_over(preset.columns)
 
     @property
     def keeps_untimed(self) -> bool:
-        """Whether a row with an unreadable time is kept without it: true unless the user named the time's column."""
+        """Whether rows with an unreadable time are kept without it: true unless the user named the time column."""
         return self.columns.time is None or self.guessed_time
 
     def require_consistent(self) -> None:
-        """Raises UsageError when the parts contradict each other."""
+        """Raises UsageError if the options contradict each other."""
         if self.format is not None and self.format not in FORMATS:
             raise UsageError(f"{format_value(self.format)} is not a format", hint=f"choose one of {', '.join(FORMATS)}")
         if self.preset is not None and self.preset not in PRESETS:
@@ -156,25 +154,25 @@ class ImportSource:
         _ = self.mapping.templates
 
     def require_format_consistent(self, format: str | None) -> None:
-        """Raises UsageError when an option does not belong to the format, once it is known."""
+        """Raises UsageError if an option does not apply to `format`, which may be unknown (None)."""
         if self.outputs is not None and format not in (None, "lamp"):
-            raise UsageError((Flag("outputs"), f" belongs to files in the format lamp, not in {format}"))
+            raise UsageError((Flag("outputs"), f" applies to files in the format lamp, not to {format}"))
         if format is None:
             return
         kind = FORMATS[format].kind
         if kind != "repository" and (given := self.commits.given):
-            raise UsageError((Flag(given[0]), f" belongs to git repositories, not to {format}"))
+            raise UsageError((Flag(given[0]), f" applies to git repositories, not to {format}"))
         _ = self.commits.first_time  # raises if it is not a date
         if kind != "table" and self.round_to:
-            raise UsageError((Flag("round"), f" belongs to files with columns, not to {format}"))
+            raise UsageError((Flag("round"), f" applies to files with columns, not to {format}"))
         if kind != "table" and not self.columns.is_default:
             column = next(iter(self.columns.flags()))
-            raise UsageError((Flag(column), f" belongs to files with columns, not to {format}"))
+            raise UsageError((Flag(column), f" applies to files with columns, not to {format}"))
         names_users = kind in ("document", "repository")
         if names_users and self.skip_faulty:
-            raise UsageError((Flag("skip_faulty"), f" belongs to files of rows or messages, not to {format}"))
+            raise UsageError((Flag("skip_faulty"), f" applies to files of rows or messages, not to {format}"))
         if names_users and self.user is not None:
-            raise UsageError((Flag("me"), f" belongs to files of one user, not to {format}, which names its users"))
+            raise UsageError((Flag("me"), f" applies to files of one user, not to {format}, which names its users"))
         if kind == "chat" and self.user is None:
             raise UsageError(
                 f"a file in the format {format} does not name its user",
@@ -182,7 +180,7 @@ class ImportSource:
             )
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
         if others and kind != "messenger":
-            several = "is one name too many: only mail and messengers' files take several"
+            several = "is a second name, which only mail and messengers' files can have"
             raise UsageError((Flag("me", others[0]), " is not an address" if kind == "mail" else f" {several}"))
 
     def _require_preset_consistent(self) -> None:
@@ -200,7 +198,7 @@ class ImportSource:
             raise UsageError(f"an export of {preset.site} names its users itself", hint=("leave ", Flag("me"), " out"))
 
     def files(self) -> Sequence[Path | ArchivedFile]:
-        """The file, or the files of a folder or a zip archive by name, without hidden ones, of a Slack export the days.
+        """The files to read: the file itself, or the visible files of a folder, an archive or a Slack export.
 
         Raises `BadInput` for an empty folder.
         """
@@ -208,7 +206,7 @@ class ImportSource:
             return [preset.find_file(self.path)]
         if is_archive(self.path):
             texts = text_files(self.path)
-            return slack.archived_days(texts) or conversations(texts)
+            return slack.archived_day_files(texts) or prefer_non_tables(texts)
         if not self.path.is_dir():
             return [self.path]
         if slack.is_export(self.path):
@@ -216,11 +214,11 @@ class ImportSource:
                 return days
             raise BadInput(f"{format_value(self.name, 200)} is a Slack export without messages")
         if self.outputs is not None:
-            raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"), hint="name the file itself")
+            raise UsageError((Flag("outputs"), " applies to one file, not to a folder"), hint="name the file itself")
         try:
             inside = sorted(each for each in self.path.iterdir() if each.is_file() and not each.name.startswith("."))
         except OSError as error:
             raise BadInput(f"{format_value(str(self.path), 200)} cannot be read: {system_reason(error)}") from error
         if not inside:
-            raise BadInput(f"{format_value(str(self.path), 200)} is a folder without files")
+            raise BadInput(f"{format_value(str(self.path), 200)} is a folder without files to import")
         return inside

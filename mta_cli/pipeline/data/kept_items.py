@@ -1,4 +1,4 @@
-"""History items that were kept from conversations. Their key contains the time at which they were kept."""
+"""History items that users keep from conversations. Their key is a hash of the time and the texts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from store.records import Item, NewItem
 
 
-def kept_item(task: str, question: str, answer: str) -> NewItem:
-    """An exchange of a conversation as a history item with the current time."""
+def item_from_exchange(task: str, question: str, answer: str) -> NewItem:
+    """A new history item with the current time, from an exchange of a conversation."""
     from store.records import NewItem
 
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # the form that imports use
     return NewItem(_kept_key(now, question, answer), task, question, answer, now)
 
 
-def kept_since(item: Item) -> str:
+def kept_from_chat_at(item: Item) -> str:
     """The time at which the item was kept from a conversation; empty if it was added in another way."""
     known = item.time is not None and item.key == _kept_key(item.time, item.input, item.output)
     return item.time if known and item.time is not None else ""

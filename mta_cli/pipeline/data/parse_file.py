@@ -1,4 +1,4 @@
-"""Parses files into checked, staged records and findings, without importing them. Knows formats and tasks, no store."""
+"""Parses files into checked, staged records and findings, without importing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words,
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
-from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
+from mta_cli.pipeline.data.formats.detect import is_certainly_importable, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
 from mta_cli.pipeline.data.formats.mail.replies import MailReplies
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
     from store.staged_records import StagedRecords
 
 PROGRESS_EVERY = 5_000
-"""Records between two steps of the progress bar."""
+"""Records between two progress events."""
 MAX_COUNTED_ANSWERS = 1_000
-"""The most different answers outside a task's labels that are counted."""
-UNKNOWN_FILES = "files in no known format"
+"""The limit of different unknown labels that are counted."""
+UNKNOWN_FILES = "files of an unknown format"
 
 FindTask = Callable[[str], "Task"]
 
 
 @dataclass
-class UnknownLabels:
-    """Answers that are not labels of their task. `examples` counts the first different ones."""
+class UnknownLabelCounts:
+    """Counts a task's answers that are none of its labels. `examples` counts the first different ones."""
 
     total: int = 0
     examples: Counter[str] = field(default_factory=Counter)
 
     @property
     def frequent(self) -> list[str]:
-        """The three most frequent ones."""
+        """The three most frequent unknown labels."""
         return [answer for answer, _ in self.examples.most_common(3)]
 
     @property
     def some(self) -> str:
-        """The same for a message."""
+        """The three most frequent unknown labels, for a message."""
         return ", ".join(map(format_value, self.frequent))
 
     def add(self, answer: str) -> None:
-        """Count an answer."""
+        """Count an answer that is not a label."""
         self.total += 1
         if len(self.examples) < MAX_COUNTED_ANSWERS or answer in self.examples:
             self.examples[answer] += 1
@@ -66,12 +66,13 @@ class UnknownLabels:
 
 @dataclass
 class ParsedFile:
-    """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries,
-    `labelled` how many of a task need a label.
+    """The checked records and findings of an import's files.
 
-    `formats` are those that the files have. `held_out` describes the items that were held out. `times_not_stored`
-    counts records whose time is not stored, because the store already has them without one. `repeated_queries` are
-    stored queries (user, task, key) whose content an item has at another time.
+
+    `counts` has the records by whether they are queries, `labelled` the answers of each task that must be labels.
+    `formats` are the files' formats. `held_out` describes the items that were held out. `times_not_stored` counts
+    records whose time is dropped because the store already has them without one. `repeated_queries` are stored queries
+    (user, task, key) whose content an item has at another time.
     """
 
     staged: StagedRecords
@@ -79,7 +80,7 @@ class ParsedFile:
     counts: Counter[bool] = field(default_factory=Counter)
     tasks: dict[str, Task] = field(default_factory=dict)
     unknown_tasks: set[str] = field(default_factory=set)
-    unknown_labels: dict[str, UnknownLabels] = field(default_factory=dict)
+    unknown_labels: dict[str, UnknownLabelCounts] = field(default_factory=dict)
     labelled: Counter[str] = field(default_factory=Counter)
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
@@ -95,16 +96,16 @@ class ParsedFile:
 
     @property
     def third_parties(self) -> str:
-        """Who the users are, if they are others than who imports them."""
+        """A description of the users if they are not the person who imports them; otherwise empty."""
         return next((parties for form in self.formats if (parties := FORMATS[form].third_parties)), "")
 
     @property
     def user_names(self) -> Collection[str]:
-        """All users of the records in the file's order; for `users` and `lamp` also users without records."""
+        """The users in the file's order; in the formats `users` and `lamp` also users without records."""
         return self.findings.users.keys()
 
     def count(self, record: Record, find: FindTask) -> None:
-        """Count a record. Its task must exist; an unknown task is a fault of the first record that names it."""
+        """Count a record. An unknown task is added as a fault of the first record that names it."""
         self.counts[record.held_out] += 1
         name = record.item.task
         if name not in self.tasks:
@@ -118,15 +119,15 @@ class ParsedFile:
                 self.findings.add_fault(record.location, f"{error}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]
-        # otherwise history items have another kind of output than queries
+        # with a learning prompt, history items have another kind of output than queries
         asked = task.learning_prompt is None or record.held_out
         if asked and task.labels:
             self.labelled[name] += 1
             if find_label(record.item.output, task.labels) is None:
-                self.unknown_labels.setdefault(name, UnknownLabels()).add(record.item.output)
+                self.unknown_labels.setdefault(name, UnknownLabelCounts()).add(record.item.output)
 
     def require_labels(self, file: str) -> None:
-        """Raises `BadInput` if most answers of a task are none of its labels: then they belong to another task."""
+        """Raises `BadInput` if most answers of a task are not its labels, because the task is then probably wrong."""
         for name, unknown in self.unknown_labels.items():
             count, task = self.labelled[name], self.tasks[name]
             if 2 * unknown.total <= count:
@@ -136,16 +137,16 @@ class ParsedFile:
             shown = (Command("task show", name), " lists the labels")
             raise BadInput(
                 f"{unknown.total:,} of {count:,} answers in {file} are not labels of {name}, such as {unknown.some}",
-                hint=(*rounded, "import them with ", Flag("task", DEFAULT_TASK), ", which takes any text; ", *shown),
+                hint=(*rounded, "import them with ", Flag("task", DEFAULT_TASK), ", which accepts any text; ", *shown),
             )
 
 
 def parse_import_file(
     source: ImportSource, find: FindTask, staged: StagedRecords
 ) -> Generator[Event, None, ParsedFile]:
-    """Check an entire source, which must be consistent, and stage its records.
+    """Check a source completely and stage its records; `source` must have passed `require_consistent`.
 
-    Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
+    Raises `NotFound`, `UsageError` or `BadInput`, which lists the faults.
     """
     intake = ParsedFile(staged, source.task, findings=ParseFindings(skip_faulty=source.skip_faulty))
     if source.task is not None:
@@ -155,21 +156,23 @@ def parse_import_file(
         intake.count(record, find)
         if number % PROGRESS_EVERY == 0:
             yield JobProgress("", number)
-    intake.findings.raise_faults(source.name, _hint(source, intake))
+    intake.findings.raise_faults(source.name, _fault_hint(source, intake))
     if not intake.counts and intake.findings.skipped_places:
-        hint = _hint(source, intake) or "every record has a fault, so none is left to import: mend the file"
+        hint = (
+            _fault_hint(source, intake) or "every record has a fault, so there is nothing to import: correct the file"
+        )
         intake.findings.raise_all(source.name, hint)
     if not intake.counts and not intake.findings.skip_counts:
-        raise BadInput(f"{source.name} holds no records", hint="check that it is the right file")
+        raise BadInput(f"{source.name} contains no records", hint="check that it is the right file")
     return intake
 
 
-def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
+def _fault_hint(source: ImportSource, intake: ParsedFile) -> Words | None:
     """A hint for the faults of a file."""
     if "users" in intake.formats and source.task is None:
         return (f"the file was read as task {DEFAULT_TASK}; name another task with ", Flag("task"))
     if "time" in intake.findings.fault_fields and all(FORMATS[form].kind == "table" for form in intake.formats):
-        return ("name another column with ", Flag("time"), ", or read no times with ", Flag("time", ""))
+        return ("name another column with ", Flag("time"), ", or ignore times with ", Flag("time", ""))
     return None
 
 
@@ -187,7 +190,7 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
 
     for path in source.files():
         with open_rewindable(path) as stream:
-            if source.passes_over_unknown and not is_clearly_known(stream, path.name):
+            if source.passes_over_unknown and not is_certainly_importable(stream, path.name):
                 intake.findings.skip_counts[UNKNOWN_FILES] += 1
                 continue
             form = require_format(read_sample(stream, path.name), "csv" if source.preset else source.format)
@@ -205,7 +208,7 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
     yield from parse(talk.end())
     yield from parse(mails.rows())
     if not intake.formats:
-        raise BadInput(f"{source.name} holds no file in a known format", hint=f"known formats: {', '.join(FORMATS)}")
+        raise BadInput(f"{source.name} contains no file in a known format", hint=f"known formats: {', '.join(FORMATS)}")
 
 
 def _parse_table(
@@ -229,7 +232,7 @@ def _parse_document(
 ) -> Iterator[Record]:
     entries = iter_array(stream, path.name, intake.findings)
     if form == "lamp":
-        answers, task = _gold_answers(source, intake)
+        answers, task = _load_gold_answers(source, intake)
         shape = _field_mapping(intake, task, find)
         yield from parse_questions(entries, answers, shape, path.name, intake.findings, intake.staged)
     else:
@@ -237,7 +240,7 @@ def _parse_document(
         yield from parse_users(entries, shape, path.name, intake.findings, intake.staged)
 
 
-def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
+def _load_gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
     """The gold answers to LaMP's questions and their task, from the request or the outputs file."""
     name, golds = source.name, GoldAnswers("", {})
     if source.outputs is not None:
@@ -246,11 +249,13 @@ def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str
     task = source.task or told
     if not task:
         raise UsageError(
-            f"{name} does not say to which task its records belong",
+            f"{name} does not name the task of its records",
             hint=("name the task with ", Flag("task"), "; ", Command("task list"), " shows all tasks"),
         )
     if source.task is not None and told.startswith("lamp-") and told != source.task:
-        intake.warnings.append(f"the outputs say {format_value(golds.task)}, but are imported as {source.task}")
+        intake.warnings.append(
+            f"the outputs file names task {format_value(golds.task)}, but is imported as {source.task}"
+        )
     return golds.answers, task
 
 
@@ -261,7 +266,7 @@ def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMappin
 
 
 def import_notes(intake: ParsedFile) -> Iterator[Note]:
-    """Notes for the user about a file that can be imported."""
+    """Notes and warnings about the parsed files: what was left out, ignored or assumed."""
     yield from (Note(text) for text in intake.findings.notes)
     yield from (Note(text, warning=True) for text in intake.findings.doubts)
     for reason, count in intake.findings.skip_counts.items():
@@ -273,7 +278,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
         )
     if intake.findings.unread_times:
         yield Note(
-            f"kept without a time that cannot be read: {intake.findings.unread_times:,}, such as "
+            f"records kept without their unreadable time: {intake.findings.unread_times:,}, such as "
             f"{intake.findings.unread_time_example}",
             warning=True,
         )
@@ -284,7 +289,8 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     yield from (Note(text, warning=True) for text in intake.warnings)
     if intake.times_not_stored:
         yield Note(
-            f"items that were stored without a time and stay without one: {intake.times_not_stored:,}", warning=True
+            f"items that are already stored without a time, which is not added: {intake.times_not_stored:,}",
+            warning=True,
         )
     for name, unknown in intake.unknown_labels.items():
         yield Note(f"answers that are not labels of {name}: {unknown.total:,}, such as {unknown.some}", warning=True)
@@ -292,5 +298,5 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     leaked += sum(not intake.staged.kinds_of_key(*query) for query in intake.repeated_queries)
     if leaked:
         yield Note(
-            f"held-out queries that also stand in their user's history, with the same answer: {leaked:,}", warning=True
+            f"held-out queries that are also in their user's history, with the same answer: {leaked:,}", warning=True
         )

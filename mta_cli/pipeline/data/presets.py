@@ -1,4 +1,4 @@
-"""Presets for exports of rating sites: their columns, and a task for their scale. Knows no store."""
+"""Presets for exports of rating sites: their columns, and a task for their scale."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
 
 @dataclass(frozen=True)
 class Details:
-    """A second file in the same folder, joined to the ratings by the columns in `keys`. `needed`: the file is
-    required.
-    """
+    """A second file in the same folder, joined to the ratings by the columns `keys`; required if `needed`."""
 
     file: str
     keys: tuple[str, ...]
@@ -36,9 +34,9 @@ class Details:
 
 @dataclass(frozen=True)
 class Preset:
-    """An export: the name of its file, its required columns, and the mapping to records.
+    """The export of a site: the name of its file, its required columns (`needed`), and the mapping to records.
 
-    `stand_ins` maps columns to the columns that replace them if empty.
+    `stand_ins` maps a column to the column that replaces it if it is empty.
     """
 
     name: str
@@ -61,7 +59,7 @@ class Preset:
         return _require(path / self.file, self) if path.is_dir() else path
 
     def read_details(self, path: Path, findings: ParseFindings) -> dict[tuple[str, ...], dict[str, str]]:
-        """The cells of the second file by its keys; empty if there is no such file or it is `path` itself.
+        """The rows of the second file by its keys; empty if there is no such file or it is `path` itself.
 
         Raises NotFound if it is required but missing.
         """
@@ -77,7 +75,7 @@ class Preset:
     def read(
         self, rows: Iterable[RawRow], details: Mapping[tuple[str, ...], Mapping[str, str]], findings: ParseFindings
     ) -> Iterator[RawRow]:
-        """The rated rows, completed; unrated ones (no rating, or 0) are counted as left out."""
+        """The rows with a rating, joined with `details`; rows without one (or with 0) are counted as left out."""
         keys = self.details.keys if self.details is not None else ()
         for place, raw in rows:
             row = self._texts(raw)
@@ -95,7 +93,7 @@ class Preset:
         if missing:
             there = ", ".join(format_value(name) for name in columns[:12])
             raise BadInput(
-                f"{file} is not an export of {self.site}: no column {' and none '.join(missing)}; there are {there}",
+                f"{file} is not an export of {self.site}: it lacks the columns {', '.join(missing)} and has {there}",
                 hint=(
                     "docs/formats.md says where to find the export; for any other table leave out ",
                     Flag("preset"),

@@ -1,7 +1,7 @@
-"""Profiles: the normalised mean embedding of a user's history items, one for each task. Embeds only new items, and of
-those at most the newest `PROFILE_ITEMS` of a user at once.
+"""Computes users' profiles: for each task, the normalised mean embedding of a user's history items.
 
-A profile is stored as the sum of its items' unit vectors, so that new items can be added. Knows no anchors.
+A profile is stored as the sum of its items' unit vectors, so only new items are embedded, at most the newest
+`PROFILE_ITEMS` of a user at once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-PROFILE_ITEMS = 50  # of a user's new items the newest that are embedded: more hardly move their mean
+EMBED_BATCH = 256  # items embedded and stored together; an interruption loses at most this work
+PROFILE_ITEMS = 50  # a user's newest new items that are embedded: more hardly change the mean
 
 
 @dataclass(frozen=True)
 class _UserItems:
-    """Some new items of one user, in the order of their ids."""
+    """One user's items that are not in the profile yet, by id."""
 
     user: User
     items: Sequence[Item]
@@ -39,7 +39,7 @@ class _UserItems:
 def refresh_profiles(
     reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User] | None = None, device: str = "auto"
 ) -> Iterator[Event]:
-    """Updates the profiles of `users` (all users with items of the task); `JobResult.result` counts the new items.
+    """Update the profiles of `users` (None: all users with items of the task); `JobResult.result` counts new items.
 
     The embedder is loaded only when there are items to embed.
     """
@@ -66,7 +66,7 @@ def refresh_profiles(
 def current_profiles(
     reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User], device: str
 ) -> Generator[Event, None, NDArray[np.float32]]:
-    """Update the profiles of users who have items of the task; returns them as unit rows [users, width], in order."""
+    """Update the profiles of `users`, who must have items of the task; returns them as unit rows [users, width]."""
     yield from forward_events(refresh_profiles(reg, task, embedder, users, device))
     ids, matrix = profile_matrix(reg, task, embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
@@ -115,7 +115,7 @@ def _new_user_items(reg: Registry, user: User, task: str, embedder: str) -> list
 
 
 def _batches(pieces: Sequence[_UserItems]) -> Iterator[list[_UserItems]]:
-    """Joins adjacent pieces up to `EMBED_BATCH` items, so that users with few items share the embedder's batches."""
+    """Join users' pieces into batches of up to `EMBED_BATCH` items, so that users with few items share a batch."""
     batch: list[_UserItems] = []
     for piece in pieces:
         if batch and sum(len(other.items) for other in batch) + len(piece.items) > EMBED_BATCH:

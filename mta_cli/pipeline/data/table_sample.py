@@ -1,4 +1,4 @@
-"""A file's columns and first rows, to check a mapping before the file is read and to ask for missing parts."""
+"""Reads a file's columns and first rows, to check a column mapping before the whole file is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mta_cli.errors import BadInput, Command
 from mta_cli.pipeline.data.column_mapping import ColumnMapping, find_column
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
+from mta_cli.pipeline.data.formats.detect import is_certainly_importable, read_sample, require_format
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
 from mta_cli.pipeline.data.formats.reading import open_rewindable
 from mta_cli.pipeline.data.formats.rows import RawRow
@@ -33,11 +33,11 @@ class TableSample:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names in their order."""
+        """The column names in the order of the file."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def guess(self, given: ColumnMapping | None = None) -> ColumnGuess:
-        """The guessed roles of the columns, without the columns that `given` uses."""
+        """Guess the roles of the columns that the mapping `given` does not use."""
         known = {part: columns for part, columns in self._given_columns(given).items() if None not in columns}
         taken = {column for columns in known.values() for column in columns}
         rows = [{name: cell for name, cell in row.items() if name not in taken} for row in self.rows]
@@ -49,13 +49,13 @@ class TableSample:
         return {part: [find_column(name, self.columns) for name in one.columns] for part, one in templates.items()}
 
     def missing_parts(self, source: ImportSource) -> list[str]:
-        """The required parts of a record that the source's mapping does not find here."""
+        """The required parts of a record for which neither the source's mapping nor a column name fits."""
         return source.mapping.missing_parts(self.columns, one_user=source.user is not None)
 
     def require_columns(self, source: ImportSource, command: str = IMPORT_COMMAND) -> None:
         """Raises `BadInput`, with the columns and an example command, if the mapping does not fit the file.
 
-        Columns that only a preset names may be absent.
+        Columns that only a preset maps may be absent.
         """
         unknown, missing = source.columns.unknown_columns(self.columns), self.missing_parts(source)
         if not unknown and not missing:
@@ -68,7 +68,7 @@ class TableSample:
         )
 
     def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> Command:
-        """A command line with guesses for the columns that the source lacks; words in capitals are placeholders."""
+        """An example import command with guesses for the missing columns; words in capitals are placeholders."""
         guess = self.guess(source.columns).columns
         flags = {}
         if source.user is not None or (guess.user is None and source.columns.user is None):
@@ -85,7 +85,7 @@ class TableSample:
 
 
 def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample], None]) -> Iterator[RawRow]:
-    """The same rows after `check` was called on the first ones; it may raise before any row is used."""
+    """The same rows; `check` is called with a sample of the first ones before any row is returned, and may raise."""
     waiting = iter(rows)
     first = list(_take_sample(waiting))
     if first:
@@ -94,23 +94,23 @@ def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample
 
 
 def detect_format(source: ImportSource) -> str | None:
-    """The format of the source's first file in a known one; None without such a file. Raises as an import does."""
+    """The format of the source's first file of a known format; None without one. Raises the errors of an import."""
     if source.is_repository:
         return "git"
     for path in source.files():
         with open_rewindable(path) as stream:
-            if not source.passes_over_unknown or is_clearly_known(stream, path.name):
+            if not source.passes_over_unknown or is_certainly_importable(stream, path.name):
                 return require_format(read_sample(stream, path.name), source.format)
     return None
 
 
 def read_table_sample(source: ImportSource) -> TableSample | None:
-    """The beginning of the source's first file; None for a format without columns. Raises as an import does."""
+    """The first rows of the source's first file; None if it has no columns. Raises the errors of an import."""
     if source.is_repository:
         return None
     for path in source.files():
         with open_rewindable(path) as stream:
-            if source.passes_over_unknown and not is_clearly_known(stream, path.name):
+            if source.passes_over_unknown and not is_certainly_importable(stream, path.name):
                 continue
             form = require_format(read_sample(stream, path.name), source.format)
             if FORMATS[form].kind != "table":

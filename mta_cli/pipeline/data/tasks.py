@@ -1,4 +1,4 @@
-"""Tasks by name: built-in ones, and those added to the store as TOML files. Renders nothing."""
+"""Finds, lists, adds and removes tasks: built-in ones, and tasks added to the store as TOML files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_task(reg: Registry | None, name: str) -> Task:
-    """The task called `name`; without a store, a built-in one. Raises NotFound with the nearest names."""
+    """The built-in or stored task `name`; `reg` None means no store. Raises NotFound with similar names."""
     if name in BUILTIN_TASKS:
         return BUILTIN_TASKS[name]
     text = reg.tasks.get(name) if reg is not None else None
@@ -66,18 +66,18 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
     task = parse_task(text, path.name)
     if task.name in BUILTIN_TASKS:
         raise BadInput(f"{path.name}: a built-in task has the name {task.name!r}", hint="give your task another name")
-    return task, keep_task(reg, task, text)
+    return task, store_task(reg, task, text)
 
 
-def keep_task(reg: Registry, task: Task, text: str) -> bool:
+def store_task(reg: Registry, task: Task, text: str) -> bool:
     """Store a task with its TOML text; returns whether it is new. Raises BadInput if a different task has this name."""
     with reg.transaction():
-        is_new = not is_kept(reg, task)
+        is_new = not is_task_stored(reg, task)
         reg.tasks.save_task(task.name, text)
     return is_new
 
 
-def is_kept(reg: Registry, task: Task) -> bool:
+def is_task_stored(reg: Registry, task: Task) -> bool:
     """Whether the store has this added task. Raises BadInput if a different task has this name."""
     text = reg.tasks.get(task.name)
     if text is not None and parse_task(text, task.name) != task:
@@ -89,7 +89,7 @@ def is_kept(reg: Registry, task: Task) -> bool:
 
 
 def count_task_users(reg: Registry, name: str) -> int:
-    """How many users have items of an added task. Raises NotFound, or BadInput for a built-in one."""
+    """The number of users with items of an added task. Raises NotFound, or BadInput for a built-in task."""
     if name in BUILTIN_TASKS:
         raise BadInput(f"{name} is built in and cannot be removed.")
     if reg.tasks.get(name) is None:
@@ -98,7 +98,7 @@ def count_task_users(reg: Registry, name: str) -> int:
 
 
 def remove_task(reg: Registry, name: str) -> dict[str, Any]:
-    """Remove an added task. Its histories stay and can be used again after a task of that name is added."""
+    """Remove an added task but not its histories, which are usable again once a task of this name is added."""
     with reg.transaction():
         users = count_task_users(reg, name)
         reg.tasks.remove(name)

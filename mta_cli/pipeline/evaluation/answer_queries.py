@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """A query, and the index of the model that answers it."""
+    """A query and the index of the model that answers it."""
 
     query: Query
     model_index: int
@@ -45,7 +45,7 @@ class ScoredAnswer:
     seconds: float
 
 
-def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
+def scorable_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
     """The held-out queries that can be scored, by user id, and the number of those that cannot.
 
     In a task of scores, a query cannot be scored if its gold is not a finite number.
@@ -61,8 +61,8 @@ def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dic
     return kept, left
 
 
-def unscored_note(count: int) -> Iterator[Note]:
-    """A warning about queries that `scored_queries` left out; nothing for 0."""
+def unscorable_queries_note(count: int) -> Iterator[Note]:
+    """A warning about queries that `scorable_queries` left out; nothing for 0."""
     if count:
         yield Note(f"Held-out queries whose answer is not a number are left out: {count:,}.", warning=True)
 
@@ -76,19 +76,17 @@ def answer_queries(
     *,
     generate: bool = True,
 ) -> list[ScoredAnswer]:
-    """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text in a task without
-    labels.
+    """Answer and score each of `asked`: by a label (see `label_prior.decide_label`), or by generated text.
 
-    Without `generate`, texts are only scored, and answers are empty.
-
-    `user_loras` [models] are the LoRAs above the base as it is; `priors` [models] the label priors, if any. A query's
-    prompt is the same for all models.
+    Without `generate`, texts are only scored and answers are empty.
+    `user_loras` [models] are added to the base with its merged weights; `priors` [models] are the label priors, if any.
+    A query's prompt is the same for all models.
     """
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
-    # 1. score the labels; the gold too, if it is not a label or there are none
+    # 1. the log-likelihoods of the labels, and of the gold if it is not one of them
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
@@ -164,7 +162,7 @@ def _score_options(
     prompts: dict[int, tuple[int, ...]],
     options: dict[int, tuple[str, ...]],
 ) -> list[list[float]]:
-    """The log-likelihood of each of a query's `options`, for each of `asked`."""
+    """The log-likelihood (nats) of each option in `options[query.id]`, for each of `asked`."""
     from mta_cli.engine.generation.request import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree

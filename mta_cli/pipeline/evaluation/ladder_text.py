@@ -1,6 +1,4 @@
-"""Texts and table rows of a ladder, the same for the command line, the window and reports. Reads the document's
-dicts.
-"""
+"""Texts and table rows of a ladder's JSON document, for the command line, the window and reports."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ Ladder = Mapping[str, Any]
 PERSONAL_STEPS = ("fused", "adapted")
 TABLE_COLUMNS = ("step", "nats", "adds [95 %]", "p", "verdict")
 RIVAL = {"worth it": "beaten", "not shown": "not beaten", "worse": "ahead"}
-"""The verdict on a rival (`no-model` or another user's model), by the verdict on the highest step's difference to it.
-"""
+"""The word for a rival (`no-model` or another user's model), by the verdict on the highest step compared with it."""
 UNIT_WORDS = {"users": "user", "questions": "question"}
 
 
@@ -37,14 +34,19 @@ def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
     rows = []
     for one in ladder["steps"]:
         metric = [] if ladder["metric"] == LOGLIK_METRIC else [format_number(one["metric"])]
-        rows.append((one["step"], *metric, format_number(one[LOGLIK_METRIC]), *_told(ladder, from_below, one["step"])))
+        rows.append(
+            (
+                one["step"],
+                *metric,
+                format_number(one[LOGLIK_METRIC]),
+                *_difference_cells(ladder, from_below, one["step"]),
+            )
+        )
     return rows
 
 
-def _told(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str) -> tuple[str, str, str]:
-    """The difference, p and verdict of a row. For `no-model` and another user's model, the highest step is compared
-    with them.
-    """
+def _difference_cells(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str) -> tuple[str, str, str]:
+    """The cells for difference, p-value and verdict of a step's row; a rival's compare the highest step with it."""
     if (row := from_below.get(step)) is not None:
         return format_interval(row, signed=True), p_text(row), row["verdict"]
     row = {"another's": ladder["control"], "no-model": ladder["no_model"]}.get(step)
@@ -62,16 +64,16 @@ def difference_text(row: Mapping[str, Any]) -> str:
 
 
 def verdict_lines(ladder: Ladder, more: str = "") -> list[str]:
-    """The verdict on each step, the comparison of the whole with `no-model`, and the numbers of users and questions.
+    """Sentences on a ladder: a warning about `no-model`, the verdict on each step, authorship, and the sample size.
 
-    `more` says how to measure more, as the calling interface words it.
+    `more` is a sentence on how to measure more, worded by the caller.
     """
     told = [_comparison_line(ladder, row) for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
-    return [*no_model_warning(ladder), *told, *whose_lines(ladder), _basis_line(ladder, more)]
+    return [*no_model_warning(ladder), *told, *whose_lines(ladder), _sample_size_line(ladder, more)]
 
 
 def _is_part_of_personal(ladder: Ladder, row: Mapping[str, Any]) -> bool:
-    """Whether a row is about a part of the personal model, if the whole has a row too."""
+    """Whether a row compares only a part of the personal model, while another row compares the whole."""
     whole = personal_row(ladder)
     return row["step"] in PERSONAL_STEPS and row is not whole
 
@@ -99,16 +101,16 @@ def _comparison_line(ladder: Ladder, row: Mapping[str, Any]) -> str:
 
 
 def no_model_warning(ladder: Ladder) -> list[str]:
-    """A warning if the whole is not shown to be better than answers without a model; otherwise nothing."""
+    """A list with a warning if the highest step is not shown to be better than no model; otherwise empty."""
     row = ladder["no_model"]
     if row is None or row["verdict"] == "worth it":
         return []
     how = "worse than" if row["verdict"] == "worse" else "not shown to be better than"
-    return [f"All of it together is {how} no model, which needs none of this ({difference_text(row)})."]
+    return [f"All steps together are {how} answers without a model ({difference_text(row)})."]
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """How often each personal step's own model is first, and the same for the naive Bayes classifier."""
+    """For each personal step and naive Bayes, how often the user's own model gives the gold the highest likelihood."""
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 
@@ -124,17 +126,17 @@ def whose_text(one: Mapping[str, Any], unit: str = "users") -> str:
     )
 
 
-def _basis_line(ladder: Ladder, more: str) -> str:
+def _sample_size_line(ladder: Ladder, more: str) -> str:
     """The number of questions, and the difference that they can detect."""
     unit, row = UNIT_WORDS[ladder["unit"]], personal_row(ladder)
     rests = pluralise(ladder["questions"], "question")
     if ladder["unit"] == "users":
         rests += f" of {pluralise(ladder['units'], 'user')}"
     if any(one["why"] == "too few" for one in ladder["comparisons"]):
-        return f"This rests on {rests}: too few for a verdict{f'. {more}' if more else '.'}"
+        return f"Measured on {rests}: too few for a verdict{f'. {more}' if more else '.'}"
     least = (row or (ladder["comparisons"] or [{}])[-1]).get("detectable")
     power = "" if not least else f"; 80 % power for a difference of {format_number(least)} nats"
-    return f"This rests on {rests}, intervals over {unit}s{power}.{f' {more}' if more else ''}"
+    return f"Measured on {rests}, intervals over {unit}s{power}.{f' {more}' if more else ''}"
 
 
 def short_verdict(ladder: Ladder) -> str:

@@ -1,4 +1,4 @@
-"""Scores stored answers of a method: calibration, decisions and sums by user. Runs no model."""
+"""Scores the stored answers of a method, without a model: calibration, decisions and sums by user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-TEST_ROLE = "test"  # the role of the users whose answers count
+TEST_ROLE = "test"  # the role of the users whose answers are scored
 
 FoldSettings = Sequence[Mapping[str, Any]]
 """A method's settings for each fold."""
@@ -35,7 +35,7 @@ class ScoredMethod:
 
 
 def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> ScoredMethod:
-    """A method's answers in a finished evaluation, with the temperatures that its document records."""
+    """Score a method's answers in a finished evaluation, with the temperatures in its document."""
     settings = evaluation.result["settings"][method]
     members = reg.evaluations.fold_members(evaluation.id)
     folds = [
@@ -51,7 +51,7 @@ def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: st
 def load_answers(
     reg: Registry, evaluation: int, method: str, settings: FoldSettings, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
-    """By fold: the answers of its test users, and of all its users."""
+    """Load a method's answers by fold: those of the test users in `folds`, and those of all users."""
     load = reg.evaluations.predictions.load_predictions
     found = [load(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(settings)]
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
@@ -60,7 +60,7 @@ def load_answers(
 def score_answers(
     task: Task, method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
 ) -> ScoredMethod:
-    """A method's answers `tested` by fold, calibrated with these temperatures."""
+    """Score a method's answers `tested` [folds], calibrated with `temperatures` [folds, calibration parts]."""
     from mta_cli.engine.evaluation.user_sums import sum_by_user
     from mta_cli.engine.methods.majority import FINAL_ANSWERS
 
@@ -70,7 +70,7 @@ def score_answers(
             task,
             prediction,
             temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
-            stands=method in FINAL_ANSWERS,
+            is_final=method in FINAL_ANSWERS,
         )
         for n, own in enumerate(tested)
         for prediction in own
@@ -87,12 +87,11 @@ def score_answers(
 
 
 def _calibrated_answer(
-    task: Task, prediction: Prediction, temperature: float, *, stands: bool
+    task: Task, prediction: Prediction, temperature: float, *, is_final: bool
 ) -> tuple[str, float | None]:
-    """The answer (the stored one if `stands`, otherwise the likeliest calibrated label) and the gold's log-likelihood
-    (nats).
+    """The answer (the stored one if `is_final`, else decided by the calibrated labels) and the gold's log-likelihood.
 
-    The log-likelihood is over labels, or per token of a text.
+    The log-likelihood (nats) is over labels, or per token of a text.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik, log_probabilities
     from mta_cli.engine.memory.label_prior import decide_label
@@ -103,7 +102,7 @@ def _calibrated_answer(
         return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
     scores = unpack_scores(prediction.scores)
     gold = gold_loglik(scores, task.labels, prediction.gold, temperature)
-    if stands:
+    if is_final:
         return prediction.answer, gold
     values = log_probabilities(scores, temperature).tolist()
     return task.labels[decide_label(values, task.labels, task.metric)], gold

@@ -17,12 +17,17 @@ from mta_cli.engine.evaluation.metrics import MAIN_METRICS
 from mta_cli.errors import BadInput, Command
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, scored_queries, unscored_note
+from mta_cli.pipeline.evaluation.answer_queries import (
+    ModelQuery,
+    answer_queries,
+    scorable_queries,
+    unscorable_queries_note,
+)
 from mta_cli.pipeline.evaluation.whose import (
     MAX_LORA_PARAMS_PER_BATCH,
-    alike_users,
-    ask_models,
-    ask_naive_bayes,
+    group_users_with_similar_topics,
+    pack_gold_logliks_under_models,
+    pack_naive_bayes_logliks,
     whose_sums,
 )
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS
@@ -40,8 +45,8 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
 
-MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
-SHARED_BY = 3  # the fewest users who were all asked a question that is the example of each
+MAX_ANSWERS_PER_BATCH = 128
+MIN_USERS_OF_SHARED_EXAMPLE = 3  # the users who must have been asked a question for it to be a shared example
 EXAMPLE_RULES = {
     "users": "a question of the users with the largest, the median and the smallest gain",
     "questions": "the questions with the largest, the median and the smallest gain",
@@ -51,9 +56,7 @@ EXAMPLE_RULES = {
 
 @dataclass(frozen=True)
 class _StepQuery:
-    """A query at a step of the ladder: the user whose weights answer, and these LoRAs above the base or the common
-    model.
-    """
+    """A query at a step of the ladder: the user `owner` whose weights answer, and their LoRAs."""
 
     query: Query
     step: Step
@@ -63,7 +66,7 @@ class _StepQuery:
 
 
 def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -> Iterator[Event]:
-    """Answer every held-out query of `users`, who all have a stack, at each step of the ladder; store the predictions.
+    """Answer every held-out query of `users`, who must have stacks, at each step of the ladder; store the predictions.
 
     The models are those of the request's task and base, with its prompts and label memory. Labels and scores are
     answered; texts are scored, and generated for the `examples` only. `JobResult.result` has keys of `mta eval run`,
@@ -75,9 +78,9 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
 
     task, prompt, machine = request.task, request.prompt, request.machine
     with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
-        queries, unscored = scored_queries(reg, task, [user.id for user in users])
+        queries, unscored = scorable_queries(reg, task, [user.id for user in users])
         asked = [user for user in users if queries[user.id]]
-        yield from unscored_note(unscored)
+        yield from unscorable_queries_note(unscored)
         if not asked:
             raise BadInput(
                 f"None of these users has held-out queries of task {task.name}.",
@@ -92,16 +95,16 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
         )
         steps = [one for one in steps if not (one.is_control and len(asked) == 1)]
         # 2. answers at every step that has a model, and without a model
-        measuring = _Measuring(bench, asked, queries, steps)
-        yield JobStarted("evaluate", measuring.answer_count, "answers")
-        yield from measuring.answer_all()
+        step_answers = _StepAnswers(bench, asked, queries, steps)
+        yield JobStarted("evaluate", step_answers.answer_count, "answers")
+        yield from step_answers.answer_all()
         unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
-        answers = [*measuring.answers_without_model(), *measuring.answers]
-        # 3. the verdicts; of texts, only the examples that these choose are generated
+        answers = [*step_answers.answers_without_model(), *step_answers.answers]
+        # 3. the verdicts; texts are generated for the examples only
         summary = _summarise(task, steps, answers, unit, machine.seed)
         if not task.labels:
             texts = {one.id: one.input for own in queries.values() for one in own}
-            measuring.generate(answers, choose_examples(answers, summary["ladder"], texts)[1])
+            step_answers.generate(answers, choose_examples(answers, summary["ladder"], texts)[1])
         result = {
             "task": task.name,
             "users": len(asked),
@@ -122,8 +125,8 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
         yield JobResult({**result, "evaluation": number, **_describe_examples(reg, task.name, result, answers)})
 
 
-def stored_document(reg: Registry, number: int) -> dict[str, Any]:
-    """The document of a stored evaluation by `evaluate_users`, with its examples. Raises NotFound."""
+def load_evaluation_document(reg: Registry, number: int) -> dict[str, Any]:
+    """The JSON document of an evaluation that `evaluate_users` stored, with its examples. Raises NotFound."""
     found = reg.evaluations.get(number)
     answers = reg.evaluations.predictions.load_predictions(number)
     return {**found.result, "evaluation": number, **_describe_examples(reg, found.task, found.result, answers)}
@@ -132,9 +135,7 @@ def stored_document(reg: Registry, number: int) -> dict[str, Any]:
 def _describe_examples(
     reg: Registry, task: str, result: Mapping[str, Any], answers: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """The answers of each step to the questions that `EXAMPLE_RULES` choose. Stored documents contain no names and
-    texts.
-    """
+    """The example questions with each step's answers, which are not stored: documents contain no names and texts."""
     from mta_cli.engine.evaluation.ladder import STEP_NAMES
 
     queries = {one.id: one for user in {one.user_id for one in answers} for one in reg.items.queries(user, task)}
@@ -155,8 +156,8 @@ def _describe_examples(
     return {"example_rule": EXAMPLE_RULES[rule], "examples": examples}
 
 
-class _Measuring:
-    """The answers of all steps, made with one loaded base."""
+class _StepAnswers:
+    """Computes the answers of all steps with one loaded base."""
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ class _Measuring:
         self._bench, self._base, self._task, self._users, self._queries = bench, bench.base, task, users, queries
         self._steps, self._merger = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
         self._items = {user.id: reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS) for user in users}
-        groups = alike_users([user.id for user in users], self._items, reg.users.groups(task.name))
+        groups = group_users_with_similar_topics([user.id for user in users], self._items, reg.users.groups(task.name))
         self._others = {user: others for group in groups for user, others in group.items()}
         self._priors = {user.id: bench.memory.prior_for(user, "common", bench.spec.memory) for user in users}
         self._examples = {
@@ -199,7 +200,7 @@ class _Measuring:
                             answer.method, len(self.answers), tokens=answer.tokens, seconds=answer.seconds
                         )
             yield JobProgress("whose is it", len(self.answers))
-            self._ask_whose()
+            self._score_under_other_models()
         finally:
             self._merger.set_adapter(None)
         order = [one.name for one in self._steps]
@@ -209,7 +210,7 @@ class _Measuring:
         self._merger.set_adapter(self._bench.task_adapter if common else None)
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
-        """Every query of every user at each of `steps`, in batches limited by the size of the users' weights."""
+        """Batches of every user's queries at each of `steps`, limited in answers and in LoRA parameters."""
         portion: list[_StepQuery] = []
         numbers = 0
         for user in self._users:
@@ -243,7 +244,7 @@ class _Measuring:
         return found[0]
 
     def _answer(self, portion: Sequence[_StepQuery], *, shows: bool, generate: bool = False) -> list[Prediction]:
-        """Answer a batch. The time is divided equally among the answers."""
+        """Answer a batch. Each answer's time is an equal share of the batch's."""
         from mta_cli.engine.evaluation.calibration import gold_loglik
 
         models = {(one.step.name, one.query.user_id): one for one in portion}
@@ -269,14 +270,12 @@ class _Measuring:
             for one, found in zip(portion, given, strict=True)
         ]
 
-    def _ask_whose(self) -> None:
-        """Add to each answer of a personal step the gold's likelihoods under other users' models, with the same
-        prompt.
-        """
+    def _score_under_other_models(self) -> None:
+        """Add to each answer of a personal step the gold's likelihoods under other users' models (same prompt)."""
         queries = [query for user in self._users if self._others[user.id] for query in self._queries[user.id]]
         others = {query.user_id: self._others[query.user_id] for query in queries}
         for step in (one for one in self._steps if one.is_personal):
-            found = ask_models(
+            found = pack_gold_logliks_under_models(
                 self._base,
                 self._examples[step.examples],
                 queries,
@@ -299,7 +298,7 @@ class _Measuring:
         from mta_cli.engine.methods.majority import simplest_answerer
 
         rates, labels = self._bench.memory.without_neighbours, self._task.labels
-        uniform = (1 / max(1, len(labels)),) * len(labels)  # without a bank for these labels their rates are unknown
+        uniform = (1 / max(1, len(labels)),) * len(labels)  # without a bank, the label rates are unknown
         rows, written = [], dict[int, list[str]]()
         for user in self._users:
             own = self._items[user.id]
@@ -313,11 +312,11 @@ class _Measuring:
         if self._task.labels or not any(one.is_personal for one in self._steps):
             return rows
         queries = [query for own in self._queries.values() for query in own]
-        found = ask_naive_bayes(queries, self._others, written)
+        found = pack_naive_bayes_logliks(queries, self._others, written)
         return [replace(one, whose=found[one.query_id]) for one in rows]
 
     def generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
-        """Generate the texts of the answers to the `chosen` queries."""
+        """Generate the texts of all steps' answers to the `chosen` queries, and put them into `answers`."""
         texts: dict[tuple[str, int], str] = {}
         asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
         try:
@@ -343,8 +342,8 @@ def choose_examples(
     """The key of a rule in `EXAMPLE_RULES`, and the queries that it chooses, by the gain in likelihood from the common
     model to the highest step. `questions` are the queries' texts.
 
-    The rule is `shared` where enough users were asked the same question: their answers differ by the user alone. Else
-    the question with the largest absolute gain of each user is used.
+    The rule is `shared` if enough users were asked the same question, because then answers differ only by user. Else
+    the question with each user's largest absolute gain is used.
     """
     from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 
@@ -360,7 +359,7 @@ def choose_examples(
     order = sorted(gains, key=lambda key: (sum(gains[key].values()) / len(gains[key]), key), reverse=True)
     rule, shared = str(ladder["unit"]), Counter(questions[number] for own in gains.values() for number in own)
     question, users = shared.most_common(1)[0]
-    if rule == "users" and users >= SHARED_BY:
+    if rule == "users" and users >= MIN_USERS_OF_SHARED_EXAMPLE:
         rule = "shared"
         gains = {
             key: {n: gain for n, gain in own.items() if questions[n] == question}
@@ -375,9 +374,7 @@ def choose_examples(
 def _summarise(
     task: Task, steps: Sequence[Step], answers: Sequence[Prediction], unit: str, seed: int
 ) -> dict[str, Any]:
-    """Each metric and the mean log-likelihood of the gold answers (nats per query), with 95 % intervals, and the
-    ladder.
-    """
+    """The metrics and mean gold log-likelihoods (nats per query) of each step, with 95 % intervals, and the ladder."""
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.ladder import judge_ladder
 

@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 MAX_USERS_PER_GROUP = 16  # users whose models are made and scored together
-TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # the most recent items of a user that represent the topic, and characters of each
+TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # the latest items that represent a user's topics, and the characters of each
 Loras = tuple["LoraWeights", ...]
 
 
-def alike_users(
+def group_users_with_similar_topics(
     users: Sequence[int], items: Mapping[int, Sequence[Item]], named: Mapping[int, str]
 ) -> list[AlikeGroup]:
-    """Groups of users with similar topics, by the groups that files give (`named`) and by the words of their latest
-    items.
-    """
+    """Group users by the group names in their files (`named`), and by the words of their latest items."""
     from mta_cli.engine.evaluation.topics import group_alike
 
     texts = {
@@ -39,7 +37,7 @@ def alike_users(
     return group_alike(users, texts, named, MAX_USERS_PER_GROUP)
 
 
-def ask_models(
+def pack_gold_logliks_under_models(
     base: LoadedBase,
     examples: PromptRowBuilder,
     queries: Sequence[Query],
@@ -47,11 +45,10 @@ def ask_models(
     load_loras: Callable[[int], Loras],
     prior_of: Callable[[int], LabelPrior | None],
 ) -> dict[int, bytes]:
-    """By query, the packed log-likelihoods of its gold under the user's own model and the models of `others`, with the
-    same prompt.
+    """By query id, the gold's packed log-likelihoods under its user's model and the models of `others[user]`.
 
-    `others` are by user; `load_loras` gives a user's LoRAs above the base as it is. The label prior is always the one
-    of the query's user.
+    All get the same prompt and the label prior of the query's user. `load_loras` returns a user's LoRAs, which are
+    added to the base with its merged weights.
     """
     owners = sorted({*others, *(other for found in others.values() for other in found)})
     asked_of = {
@@ -67,10 +64,10 @@ def ask_models(
     return _pack(queries, others, lambda query, owner: found[query.id, owner])
 
 
-def ask_naive_bayes(
+def pack_naive_bayes_logliks(
     queries: Sequence[Query], others: Mapping[int, Sequence[int]], written: Mapping[int, Sequence[str]]
 ) -> dict[int, bytes]:
-    """The same by naive Bayes on the characters of each user's `written` texts, without a model."""
+    """As `pack_gold_logliks_under_models`, by naive Bayes on the characters of each user's `written` texts."""
     from mta_cli.engine.evaluation.naive_bayes import attribute_texts
 
     rows = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in queries])
@@ -83,9 +80,7 @@ def ask_naive_bayes(
 
 
 def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums | None:
-    """The sums (by user or by question, depending on `unit`) of the answers that were scored under other users' models;
-    None without any.
-    """
+    """Sums over the answers scored under other users' models, by user or by question (`unit`); None without any."""
     from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
 
     known = [one for one in answers if one.whose is not None]

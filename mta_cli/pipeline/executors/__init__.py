@@ -1,4 +1,4 @@
-"""Executors of works: in this process (`local`), or on workers of a Ray cluster (`ray_workers`)."""
+"""Executors, which run units of work: in this process (`local`), or on workers of a Ray cluster (`ray_workers`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Executors:
-    """The executors of a job. Ray workers start with the first work, once for each base, and stay."""
+    """The executors of a job, one for each base. Ray workers start with the first work and run until `close`."""
 
     def __init__(self, options: ExecutorOptions) -> None:
         """Raises UsageError if Ray is requested but not installed."""
@@ -46,8 +46,7 @@ class Executors:
 
 @contextmanager
 def open_executors(options: ExecutorOptions, outer: Executors | None = None) -> Iterator[Executors]:
-    """The executors of a job, or the executors of the `outer` job that it is part of. Workers stop at the end of the
-    outermost block.
+    """New executors for a job, closed at the end of the block; or those of `outer`, the job that it is part of.
 
     Raises UsageError if Ray is requested but not installed.
     """

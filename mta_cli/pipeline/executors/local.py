@@ -1,4 +1,4 @@
-"""Runs works one after another in this process."""
+"""Runs units of work one after another in this process."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ class Executor(Protocol):
     def run(
         self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
     ) -> Iterator[tuple[int, ReportT]]:
-        """Run the works above the task adapter `below`; yields reports, each with its work's number.
+        """Run `works` with the task adapter `below`; yields each report with its work's number.
 
-        Works are drawn from the iterator when there is room for them. They refer to `anchors` by number. A base in this
-        process must already have the task adapter merged.
+        Works are drawn from the iterator when they can run. They refer to `anchors` by index. A base in this process
+        must already have the task adapter merged.
         """
         ...
 
     def checkpoint(self, number: int) -> bytes | None:
-        """A checkpoint of the current state of the running work `number`; None if only the reported checkpoints are
-        known.
-        """
+        """A checkpoint of the present state of the running work `number`; None if it is not available."""
         ...
 
 

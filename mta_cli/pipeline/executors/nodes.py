@@ -10,7 +10,7 @@ from typing import Any
 from mta_cli import __version__
 from mta_cli.pipeline.executors.ray_workers import connect, import_ray
 
-ANSWER_SECONDS = 120.0  # the longest wait for a node's answer
+ANSWER_SECONDS = 120.0  # the timeout of a node's answer
 
 
 def versions_here() -> dict[str, str]:
@@ -19,9 +19,9 @@ def versions_here() -> dict[str, str]:
 
 
 def node_versions(address: str) -> dict[str, dict[str, str] | str]:
-    """The versions on every node of a cluster by its address, or a fault instead. Raises UsageError.
+    """By node, the versions on the nodes of the cluster at `address`, or an error message. Raises UsageError.
 
-    A node without mta is reported as a fault, because mta's own code runs there.
+    A node without mta gives an error message, because this code cannot run there.
     """
     with connected(address) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

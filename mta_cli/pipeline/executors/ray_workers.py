@@ -1,8 +1,8 @@
-"""Runs works on workers of a Ray cluster. Each worker keeps the base and the anchors that it has loaded.
+"""Runs units of work on workers of a Ray cluster. Each worker keeps the base and the anchors that it has loaded.
 
-A worker gets token ids, factors and seeds, but neither names nor the store; it needs the same version of mta. It loads
-the base from a folder of the same path and fingerprint, or receives it through Ray, once for each node. Checkpoints
-come with the reports, so a group whose worker is lost resumes on another worker.
+A worker receives token ids, LoRA factors and seeds, but no names and no access to the store; it needs the same version
+of mta. It loads the base from a folder of the same path and fingerprint, or receives it through Ray, once for each
+node. Checkpoints come with the reports, so a group whose worker is lost resumes on another worker.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from mta_cli.engine.work import AnchorLookup, ReportT, Work
     from mta_cli.options import ExecutorOptions
 
-BELOW = -1  # the task adapter's number, which no anchor has
-MAX_TRIES = 4  # tries of one work if workers are lost
-PLACE_SECONDS = 300.0  # the longest wait for workers to be ready while nothing runs
+BELOW = -1  # stands for the task adapter among the indices of anchors
+MAX_TRIES = 4  # attempts at one unit of work if workers are lost
+PLACE_SECONDS = 300.0  # the timeout for a worker to be ready while no work runs
 
 
 @dataclass(frozen=True)
 class WorkerFault:
-    """An MtaError in a worker, in the form in which it is sent to the driver."""
+    """An MtaError of a worker, in a form that can be sent to the driver."""
 
     message: Words
     hint: Words | None
@@ -62,7 +62,7 @@ class WorkerBase:
 
 
 class Worker:
-    """The actor: one process with the base."""
+    """The Ray actor: a process that loads the base and runs units of work."""
 
     def __init__(self, given: WorkerBase) -> None:
         import torch
@@ -73,9 +73,7 @@ class Worker:
         self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}
 
     def prepare(self, pieces: Pieces | None = None) -> WorkerFault | Literal["ready", "needs base"]:
-        """Load the base from a folder of this node, or from `pieces`. Returns whether the worker is ready, needs
-        pieces, or has a fault.
-        """
+        """Load the base from a folder of this node, or from `pieces`. Returns `needs base` if it has neither."""
         from mta_cli.engine.lora.adapter import AdapterMerger
         from mta_cli.engine.model.checkpoint_files import fingerprint
         from mta_cli.engine.model.load import load_base
@@ -108,9 +106,9 @@ class Worker:
         return "ready"
 
     def run(self, work: Work[Any], factors: dict[int, Any]) -> Iterator[Any]:
-        """Run a work with the task adapter and anchors given as references by number; yields reports.
+        """Run `work` and yield its reports. `factors` are references to the task adapter and the anchors, by number.
 
-        Factors with a known reference are not fetched again.
+        Factors that were fetched before are not fetched again.
         """
         try:
             before = self._factors.get(BELOW, (None, None))[0]
@@ -127,7 +125,7 @@ class Worker:
 
 @dataclass
 class _Task:
-    """A scheduled work: its remaining part, its worker, and the number of tries."""
+    """A scheduled unit of work: its remaining part, its worker, and the number of attempts."""
 
     number: int
     work: Work[Any] | None
@@ -185,12 +183,12 @@ class RayExecutor:
             num_gpus=options.gpus if on_gpu else 0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )
-        self._require_room(threads, options, on_gpu=on_gpu)
+        self._require_capacity(threads, options, on_gpu=on_gpu)
         for _ in range(options.workers):
             self._begin_worker()
 
-    def _require_room(self, threads: int, options: ExecutorOptions, *, on_gpu: bool) -> None:
-        """Raises UsageError if the cluster has no room for the workers, which would wait forever."""
+    def _require_capacity(self, threads: int, options: ExecutorOptions, *, on_gpu: bool) -> None:
+        """Raises UsageError if the cluster has too few processors or GPUs, because Ray would wait forever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         places = sum(int(node.get("CPU", 0)) // threads for node in nodes)
         if on_gpu:
@@ -218,7 +216,7 @@ class RayExecutor:
     ) -> Iterator[tuple[int, ReportT]]:
         """See `Executor`. A work whose worker is lost resumes from its last checkpoint on the next free worker."""
         fresh, running = enumerate(works), list[_Task]()
-        if (first := _drawn(fresh)) is None:
+        if (first := _next_task(fresh)) is None:
             return
         if not self.workers:
             self._begin()
@@ -226,7 +224,7 @@ class RayExecutor:
         factors, waiting = _Factors(self._ray.put, below, anchors), deque([first])
         try:
             while True:
-                while self._idle and (task := waiting.popleft() if waiting else _drawn(fresh)) is not None:
+                while self._idle and (task := waiting.popleft() if waiting else _next_task(fresh)) is not None:
                     running.append(self._start(task, self._idle.pop(), factors))
                 if not running and not waiting and (self._idle or not self._pending):
                     return
@@ -235,10 +233,10 @@ class RayExecutor:
                 if not ready:
                     raise BadInput(
                         f"No worker was ready within {PLACE_SECONDS:.0f} s.",
-                        hint="look with `ray status` at what occupies the cluster",
+                        hint="`ray status` shows what uses the cluster",
                     )
                 if ready[0] in self._pending:
-                    self._welcome(ready[0])
+                    self._handle_starting_worker(ready[0])
                     continue
                 task = next(task for task in running if task.reports is ready[0])
                 try:
@@ -251,7 +249,7 @@ class RayExecutor:
                         if task.tries >= MAX_TRIES:
                             raise BadInput(
                                 f"{MAX_TRIES} workers ended while they trained the same users.",
-                                hint="Ray's logs say why; often the memory ran out",
+                                hint="Ray's logs have the reason; often memory ran out",
                             ) from error
                         waiting.append(task)
                     continue
@@ -264,10 +262,8 @@ class RayExecutor:
             for task in running:
                 self._end_worker(task.worker)
 
-    def _welcome(self, ref: Any) -> None:
-        """Handle a new worker's answer: it is ready, needs the base, has a fault, or is lost. Raises BadInput for a
-        fault.
-        """
+    def _handle_starting_worker(self, ref: Any) -> None:
+        """Handle a starting worker that is ready, needs the base, or is lost. Raises BadInput if it has a fault."""
         worker = self._pending.pop(ref)
         try:
             answer: WorkerFault | str = self._ray.get(ref)
@@ -277,7 +273,7 @@ class RayExecutor:
             if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray notices lost nodes late
                 raise BadInput(
                     f"{self._lost_at_start} workers in a row ended before they were ready.",
-                    hint="Ray's logs say why",
+                    hint="Ray's logs have the reason",
                 ) from error
             self._begin_worker()
             return
@@ -291,7 +287,7 @@ class RayExecutor:
         self._idle.append(worker)
 
     def checkpoint(self, number: int) -> bytes | None:
-        """Always None, because workers send checkpoints with the reports."""
+        """Returns None, because workers send their checkpoints with the reports."""
         return None
 
     def close(self) -> None:
@@ -310,9 +306,7 @@ class RayExecutor:
         return task
 
     def _next_report(self, task: _Task) -> Any:
-        """The next report; None at the end. Raises BadInput for a fault, and an error among `_losses` for a lost
-        worker.
-        """
+        """The next report; None at the end. Raises BadInput for a fault, and one of `_losses` for a lost worker."""
         try:
             report = self._ray.get(next(task.reports))
         except StopIteration:
@@ -324,7 +318,7 @@ class RayExecutor:
         return report
 
 
-def _drawn(fresh: Iterator[tuple[int, Work[Any]]]) -> _Task | None:
+def _next_task(fresh: Iterator[tuple[int, Work[Any]]]) -> _Task | None:
     drawn = next(fresh, None)
     return None if drawn is None else _Task(*drawn)
 

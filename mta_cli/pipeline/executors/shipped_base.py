@@ -13,11 +13,11 @@ from mta_cli.errors import BadInput, IntegrityFault, system_reason
 from mta_cli.pipeline.models.manifest import models_dir
 
 PIECE_BYTES = 64 * 2**20
-Pieces = Mapping[str, Sequence[Any]]  # references of a file's pieces, by its path below the folder
+Pieces = Mapping[str, Sequence[Any]]  # references to the pieces of each file, by its path in the folder
 
 
 def put_base(path: Path, put: Callable[[bytes], Any]) -> Pieces:
-    """Put every file of the base in the folder `path` into the object store."""
+    """Put every file of the base in the folder `path` into Ray's object store, in pieces."""
     return {name.as_posix(): [put(piece) for piece in _pieces(path / name)] for name in model_files(path)}
 
 
@@ -33,7 +33,7 @@ def received_folder(digest: str) -> Path:
 
 
 def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Path:
-    """The folder of the base, assembled unless another worker of this node has done it.
+    """The folder of the received base; assembles it from `pieces` unless another worker of this node has done so.
 
     Raises BadInput if it cannot be written, and IntegrityFault if its fingerprint differs.
     """
@@ -44,7 +44,7 @@ def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Pa
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_dir() or fingerprint(target) != digest:
-                shutil.rmtree(target, ignore_errors=True)  # it was damaged meanwhile
+                shutil.rmtree(target, ignore_errors=True)  # a damaged copy
                 draft = target.with_name(f"{target.name}.draft")
                 shutil.rmtree(draft, ignore_errors=True)  # left by a killed worker
                 for name, parts in pieces.items():
@@ -53,8 +53,10 @@ def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Pa
                         for part in parts:
                             file.write(get(part))
                 if fingerprint(draft) != digest:
-                    raise IntegrityFault("This node received another base than was sent.", hint="run the job again")
+                    raise IntegrityFault(
+                        "The base that this node received differs from the one that was sent.", hint="run the job again"
+                    )
                 os.replace(draft, target)
     except OSError as error:
-        raise BadInput(f"The base cannot be kept in {target.parent}: {system_reason(error)}") from error
+        raise BadInput(f"The base cannot be written to {target.parent}: {system_reason(error)}") from error
     return target

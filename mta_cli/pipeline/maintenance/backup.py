@@ -1,7 +1,4 @@
-"""The jobs behind `mta backup` and `mta restore`. The store does the work; the jobs plan, confirm and report.
-
-Renders nothing.
-"""
+"""The jobs behind `mta backup` and `mta restore`: they plan, ask for confirmation and report the store's work."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ ConfirmReplace = Callable[[str], None]
 """Asks the user a question; returns if the user agrees, otherwise raises."""
 
 
-def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
+def write_backup(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     """Write the store to one archive. `JobResult` is `{file, bytes, schema, users, adapters}`.
 
     Raises BadInput for a place inside the store or one that cannot be written, the error of `agree` before a file is
@@ -39,12 +36,12 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     if target.is_dir():
         raise BadInput(f"{target} is a folder; a backup is a file.", hint=Command("backup", "FILE"))
     if root == target.parent.resolve() or root in target.parent.resolve().parents:
-        raise BadInput(f"{target} is in the store itself.", hint="choose a file elsewhere, best on another disk")
+        raise BadInput(f"{target} is inside the store.", hint="choose a file elsewhere, best on another disk")
     if target.exists():
         agree(f"Replace {target}?")
     yield JobStarted("backup", len(reg.adapters.all()) + 1, "files")
-    manifest = yield from tell_progress(create_backup(reg, target, __version__))
-    yield ArtifactSaved("backup", str(target), "it holds all users of the store: keep it where others cannot read it")
+    manifest = yield from yield_file_progress(create_backup(reg, target, __version__))
+    yield ArtifactSaved("backup", str(target), "it contains all users' data: keep it where others cannot read it")
     yield JobResult(
         {
             "file": str(target),
@@ -72,7 +69,7 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
     with stage_restore(root, timeout) as staged:
         there = read_replaced_store(root)
         yield JobStarted("verify", None, "files")
-        manifest = yield from tell_progress(staged.unpack(archive))
+        manifest = yield from yield_file_progress(staged.unpack(archive))
         yield JobPlan("restore", tuple(_plan_lines(root, archive, manifest, there)))
         if dry_run:
             yield JobResult({"store": str(root), "file": str(archive), "dry_run": True})
@@ -82,16 +79,16 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
         done = staged.install(partial(drop_from_keys, root))
     if done.replaced.problem:
         yield Note(
-            f"It is not known who was removed after {manifest.created}, because {done.replaced.problem}. These users "
-            "are back in the store; remove them again with mta user rm.",
+            f"Users who were removed after {manifest.created} are unknown, because {done.replaced.problem}. They are "
+            "back in the store; remove them again with mta user rm.",
             warning=True,
         )
     if done.forgotten:
-        yield Note(f"removed since the backup was made, and removed again: {done.forgotten:,}")
+        yield Note(f"users removed after the backup, and now removed again: {done.forgotten:,}")
     if done.withdrawn:
-        yield Note(f"consent taken back since the backup was made, and taken back again: {done.withdrawn:,}")
+        yield Note(f"users who withdrew consent after the backup; it is now withdrawn again: {done.withdrawn:,}")
     if done.replaced.users is None and not (root / FILE_NAME).exists():
-        yield Note("a backup has no keys of the server: until you add one, mta serve answers everybody on this machine")
+        yield Note("a backup contains no server keys: until you add one, mta serve answers everyone on this machine")
     yield ArtifactSaved("store", str(root), f"{done.users:,} users, {done.adapters:,} adapters")
     yield JobResult(
         {
@@ -109,8 +106,8 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
     )
 
 
-def tell_progress(names: Generator[str, None, Result]) -> Generator[Event, None, Result]:
-    """The same events, with the beginning of each file's name as progress."""
+def yield_file_progress(names: Generator[str, None, Result]) -> Generator[Event, None, Result]:
+    """Yield a progress event for each file name of `names`; returns the generator's result."""
     for done in itertools.count(1):
         try:
             name = next(names)
@@ -134,4 +131,4 @@ def _plan_lines(root: Path, archive: Path, manifest: Manifest, there: ReplacedSt
 
 
 def _user_count(there: ReplacedStore) -> str:
-    return "nothing that can be read" if there.users is None else f"{there.users:,} users"
+    return "nothing readable" if there.users is None else f"{there.users:,} users"

@@ -1,7 +1,6 @@
 """The job behind `mta bench`: measures the speed and memory of a base on this machine.
 
-A shape of the catalog is measured with random weights, so that nothing needs to be pulled; an installed base with its
-own weights. Knows no store.
+A shape of the catalog is measured with random weights and needs no download, an installed base with its own weights.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not be representative of t
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """The request of a bench: the shape of a base, or an installed base; `seconds` for each of four measurements.
+    """The request of a bench: the shape of a base, or an installed base, and `seconds` for each of four measurements.
 
-    `users` decode in one batch.
+    `users` is the number of users in one decoding batch.
     """
 
     base: HubBase | ModelEntry
@@ -45,7 +44,7 @@ class BenchRequest:
 class BenchPlan:
     """The plan of a bench: device, tokens in a training pass, and the most memory that it needs.
 
-    `computed` is None for a base whose shape is not in the catalog, `free` if the system does not tell.
+    `computed` is None for a base whose shape is not in the catalog, `free` if the system does not report it.
     """
 
     name: str
@@ -58,14 +57,14 @@ class BenchPlan:
 
 
 def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event]:
-    """Measure. `JobResult.result` is the document of `mta bench --json`.
+    """Run the measurements. `JobResult.result` is the JSON document of `mta bench --json`.
 
     Raises BadInput, before anything large is allocated, if the memory is too small.
     """
     plan = plan_bench(request)
     yield JobPlan("bench", _plan_lines(plan, request))
     if dry_run:
-        yield JobResult({"dry_run": True, **_facts(plan)})
+        yield JobResult({"dry_run": True, **_plan_json(plan)})
         return
     _require_memory(plan)
     yield JobStarted("bench", 5, "measurements")
@@ -89,7 +88,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
         yield JobProgress(name.replace("_", " "), number)
     yield JobResult(
         {
-            **_facts(plan),
+            **_plan_json(plan),
             "decoder": backend_of(base).name,
             "batch_users": request.users,
             **rates,
@@ -154,9 +153,11 @@ def computed_bytes(
     weights = number_bytes * sizes.parameters
     fixed = (PROGRAM_BYTES if on_cpu else 0) + copies * weights
     compute = partial(pass_bytes, sizes, precision, row=ROW_TOKENS, layers=sizes.layers)
-    upper, frozen = lora_numbers(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
+    upper, frozen = lora_parameter_count(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
     # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
-    train = compute(tokens=pass_tokens) + GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
+    train = compute(tokens=pass_tokens) + GROUP_USERS * lora_parameter_count(shape, shape.layers) * (
+        4 * 4 + 2 * number_bytes
+    )
     # 2. users on their merged anchors, in the upper third
     shots = min(pass_tokens, MAX_USERS_PER_BATCH * ADAPT_SHOTS * ROW_TOKENS)
     adapt = compute(tokens=shots // 3) + MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
@@ -165,7 +166,7 @@ def computed_bytes(
     return fixed + max(train, adapt, serve)
 
 
-def lora_numbers(shape: HubBase, layers: int) -> int:
+def lora_parameter_count(shape: HubBase, layers: int) -> int:
     """The number of parameters of a LoRA of the default bank in `layers` layers."""
     return layers * BankOptions().rank * shape.shape.factor_widths
 
@@ -214,7 +215,7 @@ def _plan_lines(plan: BenchPlan, request: BenchRequest) -> tuple[PlanLine, ...]:
     )
 
 
-def _facts(plan: BenchPlan) -> dict[str, Any]:
+def _plan_json(plan: BenchPlan) -> dict[str, Any]:
     return {
         "base": plan.name,
         "parameters": plan.parameters,

@@ -1,7 +1,7 @@
-"""`mta doctor`: checks everything that a run depends on, one check after the other.
+"""The job behind `mta doctor`: checks everything that a run depends on, one check after the other.
 
-Every check is one function that returns its finding; a check that raises is a fault, and the others still run. The only
-change that it makes is to remove files of killed commands. Knows neither the terminal nor the origin of settings.
+Each check is a function that returns its finding; an exception counts as a fault. Nothing is changed, except that
+files of killed commands are removed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ MIN_FREE_BYTES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. Not `ok` means that something is broken. A missing part is ok; its text names the command that adds
-    it.
-    """
+    """The finding of one check. A part that is missing but not broken is `ok`; `detail` names the command to add it."""
 
     name: str
     ok: bool
@@ -170,7 +168,7 @@ def _check_accelerator() -> Check:
         )
     if torch.backends.mps.is_available():
         return Check("accelerator", True, "Apple GPU (mps)")
-    return Check("accelerator", True, "none; the CPU computes")
+    return Check("accelerator", True, "none; the CPU is used")
 
 
 def _check_disk(what: DoctorRequest) -> Check:
@@ -179,7 +177,7 @@ def _check_disk(what: DoctorRequest) -> Check:
     free = {name: _free_disk_bytes(path) for name, path in (("store", what.store), ("models", models_dir()))}
     detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
     low = [name for name, size in free.items() if size < MIN_FREE_BYTES]
-    return Check("disk", not low, detail + (f"; little is left for {' and '.join(low)}" if low else ""))
+    return Check("disk", not low, detail + (f"; too little space for {' and '.join(low)}" if low else ""))
 
 
 def _free_disk_bytes(path: Path) -> int:
@@ -193,7 +191,7 @@ def _check_store(what: DoctorRequest) -> Check:
 
     if not (what.store / "registry.db").exists():
         if any(what.store.glob("adapters/??/*.safetensors")):
-            lost = f"{what.store} has adapters, and registry.db is gone: mta restore FILE brings back a backup"
+            lost = f"{what.store} has adapters, but its registry.db is missing: mta restore FILE restores a backup"
             return Check("store", False, lost)
         return Check("store", True, f"none at {what.store} yet; mta init makes one")
     with Registry.open(what.store, timeout=what.timeout) as registry:
@@ -253,6 +251,6 @@ def _check_cluster(address: str) -> Check:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One line: all is well, or the names of the checks that failed."""
+    """A one-line summary: `all is well`, or the names of the failed checks."""
     failed = [check["name"] for check in result["checks"] if not check["ok"]]
     return f"{', '.join(failed)}: not as it should be" if failed else "all is well"

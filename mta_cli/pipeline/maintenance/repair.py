@@ -1,6 +1,6 @@
-"""The job behind `mta doctor --repair`: rebuilds the index, removes leftovers and damaged downloads.
+"""The job behind `mta doctor --repair`: rebuilds the full-text index, removes leftovers and damaged downloads.
 
-Rows are never changed. Asks before any change. Renders nothing.
+It asks before any change, and never changes rows of the store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ConfirmRepairs = Callable[[Sequence[Repair]], None]
 
 
 def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event]:
-    """Repair the store and the models. `JobResult.result` is `{repairs: [{what, action, again}]}`, empty if sound.
+    """Repair the store and the models. `JobResult.result` is `{repairs: [{what, action, again}]}`.
 
     Each repair is atomic. Raises the error of `agree` before anything is repaired, and IntegrityFault for an unreadable
     database.
@@ -30,7 +30,7 @@ def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event
     if (store / "registry.db").exists():
         with Registry.open(store, timeout=timeout) as reg:
             yield from _apply_repairs(reg.repairs(), agree, done)
-    models, notes = _of_models()
+    models, notes = _find_model_repairs()
     yield from notes
     yield from _apply_repairs(models, agree, done)
     if not done:
@@ -47,7 +47,7 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
         yield ArtifactSaved("repair", each.what, f"{each.action}; {each.again}")
 
 
-def _of_models() -> tuple[list[Repair], list[Note]]:
+def _find_model_repairs() -> tuple[list[Repair], list[Note]]:
     """Repairs for damaged pulled models; notes on damaged registered folders, which belong to the user, and on
     unreadable models.
     """
@@ -71,7 +71,7 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
             found.append(
                 Repair(
                     f"the manifest in {entry.path} is damaged",
-                    "it is removed; other files stay",
+                    "it is removed; other files are kept",
                     "mta model pull with the model's name or folder",
                     partial(remove_file, entry.path / MANIFEST),
                 )

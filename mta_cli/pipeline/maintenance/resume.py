@@ -1,7 +1,6 @@
 """Lists, resumes and discards jobs that were stopped or killed.
 
-Finished parts are stored; resuming runs the same job again with its original options. Knows no settings and renders
-nothing.
+Finished parts are stored; resuming runs the same job again with its original options.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ MAX_NAMES = 3  # users named in a title
 class UnfinishedJob:
     """A job that ended early. `number` is the number of its bank, run or evaluation, depending on `kind`.
 
-    `detail`: its progress. `when`: ISO 8601. `why` is empty if the reason is unknown, as after a kill. `request` is the
-    document of its run and `run` that run's number, if there is one.
+    `detail` is its progress, `ended_at` ISO 8601. `error` is empty if the reason is unknown, as after a kill. `run` is
+    the number of its run, if there is one, and `request` that run's JSON document.
     """
 
     kind: str
@@ -64,7 +63,7 @@ def resume_job(
     """Resume `one` in this process on the device of `machine`, with its original options.
 
     `resume_evaluation` resumes an evaluation: see `lab.evaluation.resume`, which jobs must not import. Raises BadInput
-    if the job's inputs have changed since, for a bank of the users that `mta quick` chose, and as the job itself.
+    if the job's inputs have changed since, for a bank of the users that `mta quick` chose, and the errors of the job.
     """
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
@@ -105,7 +104,7 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
     bank = reg.banks.by_id(one.number)
     request = restore_bank_request(reg, bank, machine)
     if bank_key(reg, request, find_contributors(reg, request)) != bank.key:
-        otherwise = ("where ", Command("quick"), " began it, run that again; else ")
+        otherwise = ("if ", Command("quick"), " started it, run that again; otherwise ")
         raise changed_since_error(f"bank {bank_label(bank)}", Command("bank build", task=bank.task), otherwise)
     yield from build_bank(reg, request, plan=())
 
@@ -113,8 +112,8 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
 def changed_since_error(what: str, command: Command, first: Words = "") -> BadInput:
     """The error for a job that cannot be resumed; `command` starts it again."""
     return BadInput(
-        f"Since {what} was begun, its task, users, histories or bank, or mta itself, have changed: it cannot go on.",
-        hint=(first, "give it up and begin anew (", command, ")"),
+        f"{what} cannot be resumed: its task, users, histories or bank, or mta itself, have changed since it began.",
+        hint=(first, "discard it and start again (", command, ")"),
     )
 
 

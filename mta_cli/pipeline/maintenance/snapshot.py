@@ -1,7 +1,4 @@
-"""The jobs behind `mta snapshot` and `mta pull`. The store does the work; the jobs plan and report.
-
-Renders nothing.
-"""
+"""The jobs behind `mta snapshot` and `mta pull`: they plan and report the store's work."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING
 from mta_cli import __version__
 from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.pipeline.maintenance.backup import tell_progress
+from mta_cli.pipeline.maintenance.backup import yield_file_progress
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -53,11 +50,11 @@ def publish_snapshot(
             yield JobResult({"to": to, "dry_run": True})
             return
         yield JobStarted("snapshot", len(staged.new), "files")
-        yield from tell_progress(staged.publish(key))
+        yield from yield_file_progress(staged.publish(key))
     if key is None:
         yield Note("The snapshot is not signed: --key FILE signs it.", warning=True)
     manifest = staged.manifest
-    yield ArtifactSaved("snapshot", to, "it holds models of users: keep it where others cannot read it")
+    yield ArtifactSaved("snapshot", to, "it contains users' models: keep it where others cannot read it")
     yield JobResult(
         {
             "to": to,
@@ -97,9 +94,9 @@ def pull_snapshot(
         return
     if not pull.found.is_verified:
         why = "--key FILE verifies its signature" if pull.found.is_signed else "it is not signed"
-        yield Note(f"It was not checked who made the snapshot: {why}.", warning=True)
+        yield Note(f"The publisher of the snapshot was not checked: {why}.", warning=True)
     yield JobStarted("pull", len(pull.missing), "files")
-    done = yield from tell_progress(pull.run(partial(drop_from_keys, root)))
+    done = yield from yield_file_progress(pull.run(partial(drop_from_keys, root)))
     for server in recheck_servers(root):
         yield Note(
             f"the server of process {server} does not answer: end it, because it may still answer for removed users",
@@ -111,7 +108,7 @@ def pull_snapshot(
             "program, then pull again.",
             warning=True,
         )
-    yield ArtifactSaved("store", str(root), "a copy that is only read")
+    yield ArtifactSaved("store", str(root), "a read-only copy")
     yield JobResult(
         {
             "store": str(root),
@@ -132,7 +129,7 @@ def _require_outside(root: Path, place: SnapshotPlace) -> None:
         raise BadInput(f"{place.folder} is a file; a snapshot is a folder.", hint=Command("snapshot", "DIR"))
     folder, store = place.folder.resolve(), root.resolve()
     if folder == store or store in folder.parents:
-        raise BadInput(f"{place.folder} is in the store itself.", hint="choose a folder elsewhere")
+        raise BadInput(f"{place.folder} is inside the store.", hint="choose a folder elsewhere")
 
 
 def _serving_choice(reg: Registry, tasks: Sequence[str], name_key: bytes | None) -> ServingChoice:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-MAX_RECENT_ANSWERS = 200  # the most recent answers of a user that count in the label prior
+MAX_RECENT_ANSWERS = 200  # a user's latest answers that the label prior uses
 
 
 class BankMemory:
-    """The answers of the users of `bank`, read when first needed. Empty without a bank.
+    """The label memory of `bank`, loaded when first needed; empty without a bank.
 
     `embed` turns questions into vectors. Without it, the bank's embedder is loaded on `device`.
     """
@@ -37,7 +37,7 @@ class BankMemory:
 
     @cached_property
     def label_memory(self) -> LabelMemory:
-        """The engine's label memory."""
+        """The bank's label memory; without neighbours if the bank or the embedder is missing."""
         from mta_cli.pipeline.memory.knn import load_embedder
 
         if self._bank is None or self._bank.kernel is None or (self._embed is None and self._embedder is None):
@@ -47,8 +47,8 @@ class BankMemory:
 
     @cached_property
     def without_votes(self) -> LabelMemory:
-        """The memory for mode `habit`: label rates by time, without neighbours and embedder."""
-        return self._load_label_memory(_refuse_to_embed)
+        """The memory for the option value `habit`: label rates by time, without neighbours' votes and embedder."""
+        return self._load_label_memory(_raise_on_embedding)
 
     def _load_label_memory(self, embed: EmbedFunction) -> LabelMemory:
         from mta_cli.pipeline.memory.knn import load_fitted_neighbours
@@ -65,7 +65,7 @@ class BankMemory:
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
-        """The label prior of a user for a sum with the model of `mode`; None if there is none."""
+        """The label prior to add to the log-likelihoods of a user's model in `mode`; None if memory is not used."""
         if user is None or mode == "base" or options.memory == "off" or self._bank is None:
             return None
         # do not load the embedder if the options do not use neighbours
@@ -74,7 +74,7 @@ class BankMemory:
         return memory.prior_of([item.output for item in self.recent_items(user)], options, user.id)
 
     def recent_items(self, user: User) -> list[Item]:
-        """The user's most recent items, whose answers count in the label prior."""
+        """The user's latest items, whose answers the label prior uses."""
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
     def votes_on(self, user: User, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
@@ -89,9 +89,7 @@ class BankMemory:
         return neighbour_votes(self._reg, self._bank, self._task, fitted, user, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
-        """The settings that determine the effect of neighbours, besides their items; empty if neighbours are not
-        used.
-        """
+        """The settings that determine the effect of neighbours, without their items; empty if they are not used."""
         if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
         weights = {**asdict(neighbours.weights), "factor": options.neighbour_weight}
@@ -105,7 +103,7 @@ class BankMemory:
         if self._embed is not None or self._embedder is not None:
             return None
         name = self._reg.models.get(self._bank.embedder).name
-        return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
+        return f"The embedder {name} is not installed: labels are predicted without the bank's neighbours."
 
     @cached_property
     def _embedder(self) -> ModelEntry | None:
@@ -115,7 +113,7 @@ class BankMemory:
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
 
 
-def _refuse_to_embed(texts: Sequence[str]) -> Vectors:
+def _raise_on_embedding(texts: Sequence[str]) -> Vectors:
     raise AssertionError("habit asks no neighbours")
 
 
@@ -127,7 +125,7 @@ class BankMemories:
         self._known: dict[str, tuple[tuple[Task, Bank | None, int], BankMemory]] = {}
 
     def of_task(self, task: Task) -> BankMemory:
-        """The current memory of the task's newest ready bank."""
+        """The memory of the task's newest ready bank, loaded again if bank or neighbours have changed."""
         bank = self._reg.banks.latest_ready_bank(task.name, self._base)
         seal = (task, bank, self._reg.neighbours.count_neighbours(bank.id) if bank is not None else 0)
         known = self._known.get(task.name)
@@ -137,5 +135,5 @@ class BankMemories:
         return known[1]
 
     def clear(self) -> None:
-        """Drop everything that was read."""
+        """Drop all loaded memories."""
         self._known.clear()

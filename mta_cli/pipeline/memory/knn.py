@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
+EMBED_BATCH = 256  # items embedded and stored together; an interruption loses at most this work
 LABEL_RATES_KEY = "label_rates"  # in a bank's config: the label frequencies of its users
 FITTED_ITEMS_KEY = "fitted_items"  # in a bank's config: a digest of the items on which its kernel is fitted
 FIT_IS_DUE = "due"  # replaces the digest while neighbours change, until the kernel is fitted again
@@ -40,7 +40,7 @@ OwnedItem = tuple[Item, User]
 class NeighbourChange:
     """The difference between a bank's neighbours and its users' current items: items to embed, and item ids to remove.
 
-    `needs_fit`: kernel and label rates were fitted on other items, or not yet.
+    `needs_fit` says that the kernel and label rates were fitted on other items.
     """
 
     new_items: list[OwnedItem]
@@ -70,7 +70,7 @@ class NeighbourVotes:
     strongest: tuple[NeighbourVote, ...]
 
 
-def neighbour_change(
+def find_neighbour_change(
     reg: Registry, bank: Bank, task: Task, histories: Iterable[tuple[User, Sequence[Item]]]
 ) -> NeighbourChange:
     """The difference between the bank's neighbours and the items of `histories` whose outputs are labels."""
@@ -94,12 +94,12 @@ def update_neighbours(
     embedder: ModelEntry,
     device: str,
 ) -> Iterator[Event]:
-    """Make the items of `histories` whose outputs are labels the bank's neighbours.
+    """Replace the bank's neighbours by the items of `histories` whose outputs are labels.
 
-    Embeds their inputs, fits the kernel and counts the label rates. Continues where it stopped. Does nothing if
+    Embeds their inputs, fits the kernel and counts the label rates. An interrupted update continues. Does nothing if
     everything is stored or the task has no labels.
     """
-    change = neighbour_change(reg, bank, task, histories)
+    change = find_neighbour_change(reg, bank, task, histories)
     if not change:
         return
     from mta_cli.engine.memory.knn import fit_kernel
@@ -139,7 +139,7 @@ def _embed_items(
 
 
 def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
-    """The embedder on the machine's device."""
+    """Load an embedder on `device` (the first, if it is a list) and verify its files meanwhile."""
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.verify import verify_in_background
 
@@ -223,7 +223,7 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
 
 def mixture_weights(bank: Bank) -> MixtureWeights:
-    """The weights of model and memory, which are equal until they are fitted."""
+    """The bank's weights of model and label memory in their sum; equal weights before they are fitted."""
     from mta_cli.engine.memory.knn import EQUAL_WEIGHT, MixtureWeights
 
     equal = {"model": EQUAL_WEIGHT, "memory": EQUAL_WEIGHT}

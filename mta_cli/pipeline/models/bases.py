@@ -1,6 +1,6 @@
 """The catalog of common bases on the hub: repository, licence and shape. Sizes and memory are computed.
 
-It has no digests: `mta model pull` takes the commit and the digests from the hub. Knows neither the network nor files.
+It has no digests: `mta model pull` takes the commit and the digests from the hub.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 # the families that `engine/model/layer_spec.py` describes
 FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
-# scales that the fast decoder does not support; a base of random weights must have them too
+# settings without which a base of random weights could run on the fast decoder, unlike the real one
 FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}
 SHORT_NAMES = {  # short names of shapes
     "smollm2-135m": "smollm2-135m-instruct",
@@ -34,7 +34,7 @@ SHORT_NAMES = {  # short names of shapes
 class HubBase:
     """A base on the hub. `family` is transformers' `model_type`; the sizes are from its `config.json`.
 
-    `stores_tied_head`: its files contain the tied output layer a second time.
+    `stores_tied_head` says that its files contain the tied output layer a second time.
     """
 
     repository: str
@@ -105,7 +105,7 @@ class HubBase:
 
     @property
     def shape(self) -> Shape:
-        """The shape, which determines its memory."""
+        """The sizes that determine the base's memory."""
         sizes = (self.layers, self.width, self.heads, self.kv_heads, self.head_dim, self.inner, self.vocabulary)
         return Shape(*sizes, self.parameters, self.fast)
 
@@ -166,7 +166,7 @@ def full_name(name: str) -> str:
 
 
 def weights_origin(fingerprint: str) -> str | None:
-    """How the weights of an embedded base differ from its repository's; None for any other model."""
+    """A text on how an embedded base's weights differ from its hub repository's; None for any other model."""
     if (package := _embedded_package(fingerprint)) is None:
         return None
     repository = HUB_BASES[package.name].repository

@@ -1,6 +1,6 @@
 """The embedded default models: packages on the Python package index that carry weights, and their pinned digests.
 
-Data only: neither fetches nor stores them.
+This module contains data only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Downloads a model's files from the package index or a hub into a folder, and continues an interrupted download.
 
-Pinned files are checked against their digests before they are opened. Knows neither manifests nor users of the model.
+Pinned files are checked against their digests before they are opened.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mta_cli.pipeline.models.catalog import ModelPackage
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
-STOP_SECONDS = 10.0  # the longest wait for a download that was told to stop
-HUB_NOTES_BYTES = 2**20  # the most bytes that the hub's client writes beside the files
+STOP_SECONDS = 10.0  # the timeout for a download to stop
+HUB_NOTES_BYTES = 2**20  # an upper bound of the metadata that the hub's client writes
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def _run_with_progress(
                 thread.join(STOP_SECONDS)
                 raise IntegrityFault(
                     f"{label} sends more than the {most:,} bytes that were announced; its files were removed.",
-                    hint="pull it again or pull another revision; if that fails too, do not trust this hub",
+                    hint="pull it again or pull another revision; if that fails too, do not use this repository",
                 )
             yield JobProgress(label, size)
     finally:

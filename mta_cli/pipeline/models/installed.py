@@ -50,7 +50,7 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def resolve_setting(setting: str, name_or_path: str) -> ModelEntry:
-    """The model that `models.base` or `models.embedder` names. Raises as `resolve_model`, and names the setting."""
+    """The model that the setting `models.base` or `models.embedder` names. Errors are `resolve_model`'s."""
     try:
         return resolve_model(name_or_path, setting.partition(".")[2])
     except (NotFound, BadInput) as error:
@@ -59,7 +59,7 @@ def resolve_setting(setting: str, name_or_path: str) -> ModelEntry:
 
 
 def check_model_setting(setting: str, name_or_path: str) -> None:
-    """Raises as `resolve_setting`; a model that can be pulled passes."""
+    """Raises the errors of `resolve_setting`, but accepts a model that is not installed and can be pulled."""
     try:
         resolve_setting(setting, name_or_path)
     except NotFound:
@@ -68,9 +68,7 @@ def check_model_setting(setting: str, name_or_path: str) -> None:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name. For a damaged or missing one, the reason is in
-    `detail["fault"]`.
-    """
+    """Every model in the models directory, by name; for a damaged one, `detail["fault"]` has the reason."""
     return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
@@ -146,12 +144,12 @@ def uninstall_model(name: str) -> dict[str, Any]:
 
 
 def verify_model(name_or_path: str) -> list[str]:
-    """All differences of the model's files to its manifest, after reading all files."""
+    """`model_faults` of the model with this name or path. Raises NotFound."""
     return model_faults(_find(name_or_path))
 
 
 def model_faults(entry: ModelEntry) -> list[str]:
-    """As `verify_model`, for a resolved model."""
+    """Compare all files of a model with its manifest's digests; returns a text for each difference."""
     faults = []
     for file, expected in entry.detail["files"].items():
         path = entry.path / file

@@ -23,7 +23,7 @@ PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of 
 ROW_TOKENS = 128  # assumed tokens of a training example if there are no data
 ANSWER_SHARE = 1 / 8  # assumed share of answer tokens, which have logits
 CONTEXT_TOKENS = 4096  # tokens of a served conversation
-HELD_LOGITS = 1 << 23  # most logits that a pass holds at once: `CPU_MAX_LOGITS` of the engine
+HELD_LOGITS = 1 << 23  # the logits in memory at once in a pass: `CPU_MAX_LOGITS` of the engine
 # copies of bfloat16 weights on a CPU: file and fused; for answers also two packed ones
 FAST_COPIES = {"train": 2, "answer": 4}
 # bytes per weight: 4 bits, and each block's 8-bit scale, which is scaled itself

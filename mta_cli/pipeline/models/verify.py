@@ -61,8 +61,8 @@ def _check_model(model: ModelEntry) -> None:
     if faults:
         folder = model.detail.get("source", "").startswith("folder:")
         anew = (Command("model rm", model.name), ", then ", Command("model pull", model.name))
-        mend = "copy the folder again" if folder else anew
-        raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=mend)
+        remedy = "copy the folder again" if folder else anew
+        raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=remedy)
 
 
 def _check_registry(root: Path) -> None:

@@ -124,7 +124,7 @@ def export_user(
     count = history_items if options.examples is None else options.examples
     newest = reversed(reg.items.recent_items(user.id, task, count))
     examples = [HistoryExample(item.input, item.output) for item in newest]
-    yield Note(_what_goes_along(known_task, len(examples)))
+    yield Note(_content_notes(known_task, len(examples)))
     files = model.files(options.form) | _texts(base_entry, known_task, weights.rank, options, notes, examples)
     known = _own_files(target, files)
     with record_export(reg, user, target, options.form):
@@ -187,13 +187,13 @@ def _weights_of_all_tokens(
 
 
 def _user_loras(reg: Registry, entry: ModelEntry, user: User, task: str, mode: str) -> list[LoraWeights]:
-    """The LoRAs of the user's model as it answers here, late parts included."""
+    """The LoRAs of the user's model, including late parts."""
     everywhere, late, _ = merge_by_placement(reg, entry.fingerprint, user, task, mode)
     return [part for part in (everywhere, late) if part is not None]
 
 
-def _what_goes_along(task: Task, examples: int) -> str:
-    """What the folder holds beside the weights, and what stays in the store."""
+def _content_notes(task: Task, examples: int) -> str:
+    """Notes on the other files in the folder, and on parts of the model that cannot be exported."""
     stays = "label memory stays here" if task.labels else "the other items stay here"
     if not examples:
         return f"No item of the user goes along; {stays}."
@@ -271,12 +271,12 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
 
 
 def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportCheck) -> tuple[LoraWeights, list[str]]:
-    """The weights at the rank that was asked for, and a sentence on how much a smaller rank loses."""
+    """The weights at the requested rank, and a sentence on the loss by a smaller rank."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
     small, rank = exact, options.rank
     if rank == "auto":
-        small = _least_rank(exact, check) if options.form in LORA_FORMS else exact
+        small = _find_lowest_rank(exact, check) if options.form in LORA_FORMS else exact
     elif rank is not None and rank < exact.rank:
         small = compress_to_rank(exact, rank)
     if small.rank == exact.rank:
@@ -287,10 +287,10 @@ def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportC
     ]
 
 
-def _least_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
-    """The weights of the least rank of `AUTO_RANKS` whose loss is as that of `exact`, but for `MAX_AUTO_LOSS`.
+def _find_lowest_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
+    """The weights at the lowest rank of `AUTO_RANKS` whose loss exceeds that of `exact` by at most `MAX_AUTO_LOSS`.
 
-    They are `exact` where the user has no answer to measure by.
+    Returns `exact` if the user has no answers to measure on.
     """
     from mta_cli.engine.lora.merge import compress_to_rank, keep_main_directions
 
@@ -331,7 +331,7 @@ def content_digest(weights: LoraWeights) -> str:
 
 
 def _metadata(entry: ModelEntry, task: str, source: AnswerSource, digest: str) -> dict[str, Any]:
-    """The metadata of the file. It names neither the user nor the anchors, because the folder may be shared."""
+    """The metadata of the weight file. It contains no names, because the folder may be shared."""
     return {
         "digest": digest,
         "base": entry.fingerprint,

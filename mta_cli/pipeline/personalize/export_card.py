@@ -79,7 +79,7 @@ class ExportCard:
     examples: tuple[HistoryExample, ...] = ()
 
     def readme(self, prompter: PromptBuilder) -> bytes:
-        """How to run the model and how to ask it: the messages of mta's prompts, or their text without a template."""
+        """The README: how to run the model, and the messages (without a chat template the text) of mta's prompts."""
         template = prompter.tokenizer.chat_template
         how = (
             "under the base's own chat template with these messages"
@@ -111,7 +111,7 @@ class ExportCard:
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 
     def _prompt_function(self, prompter: PromptBuilder) -> str:
-        """Python that makes the messages which ask a question, as mta does with the same examples."""
+        """Python code of a function that makes the same messages for a question as mta does with these examples."""
         *system, asked = prompter.messages(self.task.prompt)
         preface = asked["content"].removesuffix(self.task.prompt)
         return PROMPT_FUNCTION.format(
@@ -134,7 +134,7 @@ class ExportCard:
         )
 
     def examples_json(self, prompter: PromptBuilder) -> bytes:
-        """The own items that go along: input, output, and how a prompt shows both."""
+        """The JSON of the exported own items: input, output, and the text by which a prompt shows them."""
         rows = [{"input": one.input, "output": one.output, "shown": prompter.render_item(one)} for one in self.examples]
         return (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode()
 

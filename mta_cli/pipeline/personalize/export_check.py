@@ -48,7 +48,7 @@ class ExportCheck:
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
-        """A row for each question, its answer behind the prompt."""
+        """A training row for each question: prompt and answer."""
         queries = self.reg.items.queries(self.user.id, self.task.name, CHECKED_QUESTIONS)
         items = self.reg.items.recent_items(self.user.id, self.task.name, CHECKED_QUESTIONS - len(queries))
         if not queries and not items:

@@ -35,10 +35,10 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.pipeline.bases_in_use import named_base
+from mta_cli.pipeline.bases_in_use import base_name_if_several
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
-from mta_cli.pipeline.data.tasks import find_task, has_task, is_kept
+from mta_cli.pipeline.data.tasks import find_task, has_task, is_task_stored
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
@@ -126,7 +126,7 @@ def run_quick(
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     _require_consent(reg, source, summary, can_anchor, ask)
-    _require_alone(reg, summary, task)
+    _require_no_other_users(reg, summary, task)
     held = yield from _check_hold_out(reg, request, source, summary, task, as_notes=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
@@ -170,7 +170,7 @@ def run_quick(
             "measured_users": evaluation["users"],
             "verdict": short_verdict(evaluation["ladder"]),
             "seconds": round(time.monotonic() - started, 1),
-            SEAL_KEY: _seal(reg, request, task, summary),
+            SEAL_KEY: _inputs_digest(reg, request, task, summary),
         }
     finished = _find_run(reg, request, task)
     assert finished is not None
@@ -195,7 +195,7 @@ def _read_file(
         task, step = there, _step_of(there, summary)
     else:
         task, step = draft_task(name, source, summary)
-        _require_no_other(reg, task)
+        _require_same_task(reg, task)
     if step and complete.plan_lines:
         numbers = sorted(float(label) for label in task.labels)
         source = replace(source, round_to=step, scale=(min(numbers), max(numbers)))
@@ -346,7 +346,7 @@ def _ask_before(reg: Registry, source: ImportSource, summary: FileSummary, ask: 
     return lambda users: agreed
 
 
-def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
+def _require_no_other_users(reg: Registry, summary: FileSummary, task: Task) -> None:
     """Raises BadInput for a file of a single user if other users have items of its task, because they would be in the
     bank.
     """
@@ -396,10 +396,10 @@ def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
         return None
 
 
-def _require_no_other(reg: Registry, task: Task) -> None:
+def _require_same_task(reg: Registry, task: Task) -> None:
     """Raises BadInput if the store has a different task of this name."""
     try:
-        is_kept(reg, task)
+        is_task_stored(reg, task)
     except BadInput as error:
         error.hint = (Flag("task", task.name), " takes it as it is; ", Flag("task", "OTHER"), " makes another")
         raise
@@ -476,10 +476,10 @@ def _is_current(reg: Registry, request: QuickRequest, task: Task, summary: FileS
     """Whether a run was finished and its evaluation exists and is still valid."""
     found = run.result or {}
     there = {one.id for one in reg.evaluations.all()}
-    return found.get("evaluation") in there and found.get(SEAL_KEY) == _seal(reg, request, task, summary)
+    return found.get("evaluation") in there and found.get(SEAL_KEY) == _inputs_digest(reg, request, task, summary)
 
 
-def _seal(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary) -> str:
+def _inputs_digest(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary) -> str:
     """A digest of the inputs of the figures besides the request's identity: items, queries, options and models."""
     bank = reg.banks.latest_ready_bank(task.name, base_model(request.options).fingerprint)
     users = [user.id for user, _ in reg.users.users_with_items(task.name)]
@@ -589,10 +589,10 @@ def _describe(
     file_lines: Sequence[PlanLine],
 ) -> dict[str, Any]:
     """The result document of a finished run, read from the store, so that a repeated run gives the same."""
-    from mta_cli.pipeline.evaluation.stored_models import stored_document
+    from mta_cli.pipeline.evaluation.stored_models import load_evaluation_document
 
     plan, kept = _plan_of(run), run.result or {}
-    evaluation = stored_document(reg, kept["evaluation"])
+    evaluation = load_evaluation_document(reg, kept["evaluation"])
     bank = current_bank(reg, task.name, base_model(request.options).fingerprint)
     measurable, are_anchors = measurable_users(reg, bank, summary.counts)
     answers = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
@@ -671,7 +671,7 @@ def _next_commands(
     asked = [(user, " ".join(query.input.split())) for user in users for query in reg.items.queries(user.id, task.name)]
     fitting = [one for one in asked if len(one[1]) <= MAX_NEXT_QUESTION]
     user, question = fitting[0] if fitting else min(asked, key=lambda one: len(one[1]))
-    ends, on = "-- " if question.startswith("-") else "", {"task": task.name, "base": named_base(reg, base)}
+    ends, on = "-- " if question.startswith("-") else "", {"task": task.name, "base": base_name_if_several(reg, base)}
     return [
         f"{Command('ask', user=user.name, **on)} {ends}{shlex.quote(question)}",
         str(Command("chat", user=user.name, **on)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import Command
 from mta_cli.events import Note
-from mta_cli.pipeline.bases_in_use import named_base
+from mta_cli.pipeline.bases_in_use import base_name_if_several
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.text.formatting import join_some
 
@@ -32,7 +32,7 @@ def refresh_command(reg: Registry, bank: Bank) -> Command:
     It refreshes the bank if this is the newest ready one of its task and base, or the newest ready version of its name.
     An older bank cannot be refreshed, so the command removes the whole bank.
     """
-    newest, base = reg.banks.latest_ready_bank(bank.task, bank.base), named_base(reg, bank.base)
+    newest, base = reg.banks.latest_ready_bank(bank.task, bank.base), base_name_if_several(reg, bank.base)
     if newest is not None and newest.id == bank.id:
         return Command("bank build", task=bank.task, refresh=True, base=base)
     others = [each for each in reg.banks.all() if (each.name, each.base) == (bank.name, bank.base)]
@@ -92,7 +92,9 @@ class StaleParts:
                 warning=True,
             )
         if self.pooled:
-            wanted = [Command("bank build", task=bank.task, base=named_base(reg, bank.base)) for bank in self.pooled]
+            wanted = [
+                Command("bank build", task=bank.task, base=base_name_if_several(reg, bank.base)) for bank in self.pooled
+            ]
             builds = ", ".join(f"`{command}`" for command in dict.fromkeys(wanted))
             yield Note(
                 f"the task adapters of these banks may hold something of {whose}: "

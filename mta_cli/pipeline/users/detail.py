@@ -27,7 +27,7 @@ RUNS_SHOWN = 20
 
 @dataclass(frozen=True)
 class AnchorMatch:
-    """An anchor from a user's view: the cosine of both profiles, if known, and its weight in the user's recipe.
+    """An anchor compared with a user: the cosine similarity of both profiles, if known, and its weight in the recipe.
 
     `place` is its index in the bank, from 0.
     """
@@ -86,12 +86,12 @@ class UserDetail:
 
     @property
     def items(self) -> int:
-        """How many history items the user has of the task."""
+        """The number of the user's history items of the task."""
         return sum(items for task, items, _ in self.task_counts if task == self.task)
 
     @property
     def queries(self) -> int:
-        """How many held-out queries the user has of the task."""
+        """The number of the user's held-out queries of the task."""
         return sum(queries for task, _, queries in self.task_counts if task == self.task)
 
 

@@ -26,7 +26,7 @@ from mta_cli.pipeline.data.formats.rows import is_content_key
 from mta_cli.pipeline.data.formats.timestamps import may_be_same_day
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
-from mta_cli.pipeline.data.tasks import find_task, keep_task
+from mta_cli.pipeline.data.tasks import find_task, store_task
 from mta_cli.pipeline.users.consent import change_consent
 from mta_cli.pipeline.users.dependents import StaleParts
 from mta_cli.text.formatting import join_some, join_words
@@ -80,7 +80,7 @@ def import_file(
     user: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """`import_source` of a file with its own columns."""
+    """Import a file in the given format; see `import_source`."""
     source = ImportSource(format, path, task, outputs, user)
     return import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
 
@@ -105,7 +105,7 @@ def import_source(
     """
     source.require_consistent()
     with reg.stage_records() as staged:
-        found = yield from stage_source(reg, source, staged, _make_find(reg, source, task))
+        found = yield from stage_source(reg, source, staged, _make_task_finder(reg, source, task))
         intake, known, names, _ = found
         stored = set(names)
         yield from hold_out_notes(source, intake)
@@ -152,8 +152,8 @@ def _consent_note(whose: str, can_anchor: bool | None) -> Note:
     return Note(whose + rule)
 
 
-def _make_find(reg: Registry, source: ImportSource, task: Task | None) -> FindTask:
-    """A function that finds a task in the store, else `task` or the source's own."""
+def _make_task_finder(reg: Registry, source: ImportSource, task: Task | None) -> FindTask:
+    """A function that finds a task by name: in the store, or `task`, or the source's own task."""
     brought = source.own_task if task is None else task
 
     def find(name: str) -> Task:
@@ -201,7 +201,7 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
         there, query = _find_stored(reg, user_id, item, held_out)
         if there is None and query is None and is_content_key(item.key):
             alike = keys_by_text_hash(user_id, item.task).get(hash_texts(item.input, item.output), ())
-            if (key := _take_stored_key(intake, record, alike)) is not None:
+            if (key := _adopt_stored_key(intake, record, alike)) is not None:
                 there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
         # 2. an item that is stored as a query becomes a query
         if query is not None:
@@ -235,7 +235,7 @@ def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> 
     return there, asked
 
 
-def _take_stored_key(intake: ParsedFile, record: StagedRecord, alike: Sequence[StoredKey]) -> str | None:
+def _adopt_stored_key(intake: ParsedFile, record: StagedRecord, alike: Sequence[StoredKey]) -> str | None:
     """Give the record the id of a stored one with the same texts and day; None if none is left.
 
     `alike` are the stored records with its texts.
@@ -266,14 +266,14 @@ def _write(
     ids: dict[str, int] = {}
 
     def add_users(batch: Sequence[str]) -> None:
-        _require_still_there(reg, stored.intersection(batch))
+        _require_users_not_removed(reg, stored.intersection(batch))
         ids.update((name, reg.users.get_or_create_user(name, can_anchor=newcomers)[0].id) for name in batch)
         for name in intake.findings.groups.keys() & batch:
             reg.users.set_group(ids[name], source.default_task, intake.findings.groups[name])
 
     def add_records(batch: Sequence[StagedRecord]) -> None:
         nonlocal last
-        _require_same_sides(reg, intake.staged, last)
+        _require_same_record_kinds(reg, intake.staged, last)
         items = [(ids[record.user], record.item) for record in batch if not record.held_out]
         queries = [(ids[record.user], record.item) for record in batch if record.held_out]
         for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
@@ -301,12 +301,12 @@ def _write(
         raise
     yield from changed.notes(reg, "users of this file")
     if counts["items_added"] or counts["queries_added"]:
-        yield from _twin_notes(reg, list(intake.tasks), set(ids.values()))
+        yield from _duplicate_history_notes(reg, list(intake.tasks), set(ids.values()))
     yield ArtifactSaved("history", source.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
 
 
-def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Iterator[Note]:
+def _duplicate_history_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Iterator[Note]:
     """Warnings about sets of users with the same items, at least one of them `touched`; only the first sets are
     named.
     """
@@ -324,22 +324,20 @@ def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Itera
 
 def _add_task(reg: Registry, source: ImportSource, task: Task | None, intake: ParsedFile) -> None:
     if task is not None and task.name not in BUILTIN_TASKS:
-        keep_task(reg, task, task_to_toml(task))
+        store_task(reg, task, task_to_toml(task))
     own = source.own_task
     if own is not None and own.name in intake.tasks and reg.tasks.get(own.name) is None:
         reg.tasks.save_task(own.name, task_to_toml(own))
 
 
-def _require_still_there(reg: Registry, names: set[str]) -> None:
-    """Raises UsersChanged if one of these users was removed, because the user would be added again without a question
-    about consent.
-    """
+def _require_users_not_removed(reg: Registry, names: set[str]) -> None:
+    """Raises UsersChanged if a user was removed meanwhile, who would be added again without being asked for consent."""
     if reg.users.existing_names(names) != names:
         raise UsersChanged("Users of this file were removed while it was read.", hint="run it again")
 
 
-def _require_same_sides(reg: Registry, staged: StagedRecords, last: tuple[int, int]) -> None:
-    """Raises UsersChanged if a history item of the file was stored as a query after `last`, or the reverse."""
+def _require_same_record_kinds(reg: Registry, staged: StagedRecords, last: tuple[int, int]) -> None:
+    """Raises UsersChanged if, after `last`, an item of the file was stored as a query or a query as an item."""
     for user, task, key, held_out in reg.items.keys_added_after(last):
         if staged.kinds_of_key(user, task, key) == {not held_out}:
             raise UsersChanged("Another import stored items of this file while it was read.", hint="run it again")

@@ -17,7 +17,7 @@ from mta_cli.engine.text.task_files import parse_task
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.formats.parse_results import format_value
-from mta_cli.pipeline.data.kept_items import kept_since
+from mta_cli.pipeline.data.kept_items import kept_from_chat_at
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import StaleParts, banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
@@ -127,7 +127,7 @@ def remove_items(
 
 @dataclass(frozen=True)
 class _Removal:
-    """A prepared removal. `erase` does it, `result` counts the removed parts, and `notes` gives details afterwards.
+    """A prepared removal. `erase` removes the data, `result` counts the removed parts, `notes` has details.
 
     The task adapters of the `pooled` banks may be trained on the removed items. `what` and `whose` name these in notes.
     """
@@ -194,7 +194,7 @@ def _user_lines(reg: Registry, user: User) -> Iterator[PlanLine]:
 
 
 def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
-    """The labels of added tasks that only this user gave; the tasks keep them."""
+    """Notes on labels of added tasks that only this user gave, and that the tasks keep."""
     for name, _, _ in reg.users.tasks_of_user(user.id):
         text = reg.tasks.get(name)
         if text is None:  # built in, or removed
@@ -224,7 +224,7 @@ def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None)
 
 
 @dataclass(frozen=True)
-class _MadeFrom:
+class _PartsMadeFromItems:
     """The parts made from items of one task. Nothing older than `since` can be affected; empty if unknown."""
 
     since: str
@@ -234,8 +234,8 @@ class _MadeFrom:
     pooled: list[Bank]
 
 
-def _made_from(reg: Registry, user: User, items: list[Item]) -> _MadeFrom:
-    task, since = items[0].task, min(map(kept_since, items))
+def _made_from(reg: Registry, user: User, items: list[Item]) -> _PartsMadeFromItems:
+    task, since = items[0].task, min(map(kept_from_chat_at, items))
 
     def trained(digest: str | None) -> bool:
         return digest is not None and reg.adapters.get(digest).created >= since
@@ -243,7 +243,7 @@ def _made_from(reg: Registry, user: User, items: list[Item]) -> _MadeFrom:
     def anchors(bank: Bank) -> bool:
         return any(one.user_id == user.id and trained(one.digest) for one in reg.banks.anchors(bank.id))
 
-    return _MadeFrom(
+    return _PartsMadeFromItems(
         since,
         [one for one in reg.recipes.of_user(user.id) if one.task == task and one.created >= since],
         [one for one in reg.stacks.of_user(user.id) if one.task == task and one.created >= since],

@@ -32,7 +32,7 @@ _FAST = "sha256:"  # begins the hash of a key, unless it is of an earlier versio
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A stored key. `users` are hashes of names, or only `*` for all users."""
+    """A key of the server as stored. `users` are hashes of names, or only `*` for all users."""
 
     id: str
     label: str
@@ -57,7 +57,7 @@ class KeyFile:
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
-        """The keys of a file; none where it is missing. Raises IntegrityFault for another kind of file."""
+        """Read the keys in a file; a missing file has none. Raises IntegrityFault if it is not a file of keys."""
         try:
             refuse_special_file(path)
             with path.open("rb") as file:

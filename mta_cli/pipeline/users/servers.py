@@ -26,7 +26,7 @@ MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that runs now. `http` is its socket for questions, and `about` says what it serves.
+    """A running server. `http` is the path of its socket for requests, and `about` describes what it serves.
 
     `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`; a server that does
     not answer in time, or of another version, has none of it.
@@ -38,7 +38,7 @@ class RunningServer:
 
     @property
     def base(self) -> str:
-        """The name of the served base; `?` where the server did not say it."""
+        """The name of the served base; `?` if the server did not report it."""
         return str(self.about.get("base", "?"))
 
 
@@ -110,7 +110,7 @@ def recheck_servers(root: Path) -> list[int]:
 
 
 def _ask_about(connection: socket.socket) -> dict[str, Any]:
-    """What a server serves; empty if it does not answer."""
+    """The server's description of what it serves; empty if it does not answer."""
     connection.settimeout(ABOUT_SECONDS)
     try:
         connection.sendall(ABOUT)

@@ -45,7 +45,7 @@ class AdapterFolders:
         self._root, self._entry, self._max_rank, self._approximate = root, entry, max_rank, approximate
         self._base_name = base_name
         self._uses, self._lock = Counter[str](), threading.Lock()
-        self.nobody = AdapterFolder(base_name, 0)
+        self.bare_base = AdapterFolder(base_name, 0)
         self._own_root()
 
     def _own_root(self) -> None:
@@ -93,7 +93,7 @@ class AdapterFolders:
                 )
             weights = act_on_all_tokens(weights, late)
         if weights is None:
-            return self.nobody, source
+            return self.bare_base, source
         if weights.rank > self._max_rank:
             weights = compress_to_rank(weights, self._max_rank)
         weights = pad_to_uniform_rank(weights)
@@ -108,11 +108,11 @@ class AdapterFolders:
             self._uses[name] += 1
         return AdapterFolder(name, len(content)), source
 
-    def is_there(self, weights: AdapterFolder) -> bool:
+    def still_exists(self, weights: AdapterFolder) -> bool:
         """See `WeightsMaker`."""
         return not weights.num_bytes or find_adapter(self._root, weights.name) is not None
 
-    def keep_for(self, models: Iterable[AdapterFolder]) -> None:
+    def drop_all_except(self, models: Iterable[AdapterFolder]) -> None:
         """See `WeightsMaker`; folders are removed one by one."""
 
     def remove(self, weights: AdapterFolder) -> None:

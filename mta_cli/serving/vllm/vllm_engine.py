@@ -132,7 +132,7 @@ class VllmEngine:
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the engine's thread."""
         self._thread.start()
         self._begun.wait()
 

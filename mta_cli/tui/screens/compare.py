@@ -453,7 +453,7 @@ def _run_comparison(
     for name in sorted(set(others).difference(known)):
         yield Note(f"{name} was removed meanwhile.", warning=True)
     beside = [context.reg.users.get(name) for name in others if name in known]
-    for key in context.expected_columns(user, asking, beside):
+    for key in context.comparison_column_keys(user, asking, beside):
         yield TextChunk("", key)
     yield JobStarted(ANSWERING if context.base_loaded else LOADING)
     model = context.chat_model_for(user, asking)

@@ -43,11 +43,11 @@ class WorkerContext:
         """Whether the base is loaded."""
         return self._chat_model is not None
 
-    def expected_columns(self, user: User, options: ChatOptions, others: Sequence[User]) -> list[str]:
+    def comparison_column_keys(self, user: User, options: ChatOptions, others: Sequence[User]) -> list[str]:
         """The columns that a comparison with these options will have, before the base is loaded."""
-        from mta_cli.pipeline.chat.compare import expected_columns
+        from mta_cli.pipeline.chat.compare import comparison_column_keys
 
-        return expected_columns(self.reg, user, options.task, self._choose_base().fingerprint, others)
+        return comparison_column_keys(self.reg, user, options.task, self._choose_base().fingerprint, others)
 
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
         """The chat model of `user`. The base is loaded at the first call, and again when the machine options or the

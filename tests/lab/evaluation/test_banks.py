@@ -111,7 +111,9 @@ def test_a_fold_without_earlier_items_is_named_with_the_date(peopled: Registry) 
     asked = make_design(peopled, request).folds[1].test[0]
     peopled.items.append_queries(asked, [NewItem("first", "lamp-2", "a first film", "comedy", "2019-12-31")])
     for job in (cost_of_banks, made):
-        with pytest.raises(BadInput, match=r"Fold 2, items until 2019-12-31: 2 anchors asked for, and 0 users"):
+        with pytest.raises(
+            BadInput, match=r"Fold 2, items until 2019-12-31: 2 anchors were asked for, but only 0 users"
+        ):
             job(peopled, request, make_design(peopled, request)) if job is cost_of_banks else job(peopled, request)
 
 
@@ -186,7 +188,7 @@ def test_who_is_forgotten_while_a_bank_is_built_leaves_nothing_in_it(peopled: Re
 
 def test_too_few_anchors_are_named_with_their_fold(peopled: Registry) -> None:
     request = eval_request()
-    with pytest.raises(BadInput, match=r"^Fold 1: 9 anchors asked for, and \d users may be one"):
+    with pytest.raises(BadInput, match=r"^Fold 1: 9 anchors were asked for, but only \d users can be anchors"):
         made(peopled, replace(request, bank=replace(request.bank, anchors=9)))
 
 
@@ -208,7 +210,7 @@ def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> 
 
 def test_a_fold_with_too_few_candidates_is_refused_by_the_plan(peopled: Registry) -> None:
     request = replace(eval_request(), bank=replace(eval_request().bank, anchors=9))
-    with pytest.raises(BadInput, match="Fold 1: 9 anchors asked for"):
+    with pytest.raises(BadInput, match="Fold 1: 9 anchors were asked for"):
         cost_of_banks(peopled, request, make_design(peopled, request))
 
 

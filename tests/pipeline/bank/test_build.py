@@ -89,7 +89,7 @@ def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> 
     whole, (planned, there) = built(peopled), _planned(peopled, anchors=2)
     fewer, seen = finish(build_bank(peopled, bank_request(anchors=2)))
     assert fewer["version"] == 2 and fewer["task_adapter"] == whole["task_adapter"]
-    assert any("The task adapter is there" in text for text in notes(seen))
+    assert any("The task adapter of another bank is used" in text for text in notes(seen))
     assert not any(isinstance(event, JobProgress) and event.label == "task adapter" for event in seen)
     assert {peopled.adapters.get(a["digest"]).task_adapter for a in fewer["anchors"]} == {whole["task_adapter"]}
     remove_bank(peopled, peopled.banks.get("lamp-2", 1))
@@ -192,7 +192,7 @@ def test_stopped_after_the_screening_screens_no_more(peopled: Registry, monkeypa
 
 
 def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Registry) -> None:
-    with pytest.raises(BadInput, match="12 anchors asked for, and 9 users"):
+    with pytest.raises(BadInput, match="12 anchors were asked for, but only 9 users"):
         finish(build_bank(peopled, bank_request(anchors=12)))
     assert peopled.banks.all() == []
 
@@ -200,7 +200,7 @@ def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Regist
 def test_where_nobody_has_consented_the_way_to_consent_is_named(peopled: Registry) -> None:
     for user, _ in peopled.users.users_with_items("lamp-2"):
         peopled.users.set_can_anchor(user.id, False)
-    with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 others") as refused:
+    with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 users") as refused:
         finish(build_bank(peopled, bank_request()))
     consent = Command("user consent", all=True, can_anchor=True, task="lamp-2")
     assert refused.value.hint == ("if they all consent: ", consent)
@@ -213,7 +213,7 @@ def test_people_without_consent_are_never_anchors(peopled: Registry) -> None:
         peopled.users.set_can_anchor(peopled.users.get(name).id, False)
     result = built(peopled)
     assert {a["user"] for a in result["anchors"]} <= {f"user{n}" for n in range(4, 9)}
-    with pytest.raises(BadInput, match="5 users may be one"):
+    with pytest.raises(BadInput, match="only 5 users can be anchors"):
         built(peopled, anchors=6)
 
 
@@ -263,7 +263,7 @@ def test_only_from_the_people_who_are_named(peopled: Registry) -> None:
     assert sum(anchor["cluster_size"] for anchor in result["anchors"]) == 4
     items = [item for user in sorted(allowed) for item in peopled.items.recent_items(user, "lamp-2")]
     assert peopled.adapters.get(result["task_adapter"]).data_hash == peopled.items.hash_items(items)
-    with pytest.raises(BadInput, match="3 anchors asked for, and 2 users"):
+    with pytest.raises(BadInput, match="3 anchors were asked for, but only 2 users"):
         finish(build_bank(peopled, replace(bank_request(), user_ids=frozenset(sorted(allowed)[:2]))))
     assert built(peopled)["version"] == 2
 

@@ -17,7 +17,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank import memory_weights
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_no_model_warning, judge_label_ladder, take_in_turn
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_no_model_warning, compute_label_ladder, take_round_robin
 from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase
 from store.records import Bank, Item, NewItem
 from store.registry import Registry
@@ -108,15 +108,15 @@ def test_texts_are_scored_on_held_out_queries_of_the_banks_users(peopled: Regist
 
 
 def test_a_long_ladder_is_cut_evenly_over_users(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert take_in_turn([[1], [10, 11, 12], [], [20, 21, 22]], 5) == [1, 10, 20, 11, 21]
+    assert take_round_robin([[1], [10, 11, 12], [], [20, 21, 22]], 5) == [1, 10, 20, 11, 21]
     monkeypatch.setattr(memory_weights, "MAX_LADDER_CASES", 18)
-    asked, judge = list[int](), memory_weights.judge_label_ladder
+    asked, judge = list[int](), memory_weights.compute_label_ladder
 
     def judged(*given: Any) -> dict[str, Any]:
         asked.extend(one.item.user_id for one in given[1])
         return judge(*given)
 
-    monkeypatch.setattr(memory_weights, "judge_label_ladder", judged)
+    monkeypatch.setattr(memory_weights, "compute_label_ladder", judged)
     assert built(peopled)["ladder"]["questions"] == 18 and set(Counter(asked).values()) == {2}
 
 
@@ -134,12 +134,14 @@ def favouring(golds: list[int], nats: float) -> npt.NDArray[np.float64]:
     return nats * np.eye(len(TASK.labels))[golds]
 
 
-@pytest.mark.parametrize(("nats", "says"), [(9.0, None), (0.0, "worse than no model"), (1.0, "than no model")])
+@pytest.mark.parametrize(
+    ("nats", "says"), [(9.0, None), (0.0, "worse than answers without a model"), (1.0, "than answers without a model")]
+)
 def test_a_bank_that_does_not_beat_no_model_says_so(nats: float, says: str | None) -> None:
     asked, index = cases(24)
     golds = [n % 2 for n in range(24)]
     scores = {"common": favouring(golds, 0.5), "common+memory": favouring(golds, nats)}
-    ladder = judge_label_ladder(TASK, asked, index, scores, 0)
+    ladder = compute_label_ladder(TASK, asked, index, scores, 0)
     expected = -np.log1p((len(TASK.labels) - 1) * np.exp(-nats))
     assert values(ladder)["common+memory"] == pytest.approx(expected)
     rate = 1 / len(TASK.labels)
@@ -152,5 +154,5 @@ def test_a_bank_that_does_not_beat_no_model_says_so(nats: float, says: str | Non
 
 def test_few_users_are_judged_by_their_questions() -> None:
     asked, index = cases(7)
-    ladder = judge_label_ladder(TASK, asked, index, {"common": favouring([n % 2 for n in range(7)], 1.0)}, 0)
+    ladder = compute_label_ladder(TASK, asked, index, {"common": favouring([n % 2 for n in range(7)], 1.0)}, 0)
     assert (ladder["unit"], ladder["units"]) == ("questions", 7)

@@ -15,7 +15,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.events import Event, JobProgress
 from mta_cli.pipeline.bank import memory_weights
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase, memory_scores, sample_cases
+from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase, memory_label_scores, sample_leave_one_out_cases
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, load_fitted_neighbours
 from mta_cli.pipeline.training.groups import AdapterTraining
 from store.records import Bank, Item, NewItem
@@ -30,15 +30,15 @@ def bank_of(reg: Registry) -> Bank:
 
 
 def weighed(events: list[Event]) -> list[str]:
-    return [text for text in notes(events) if "the memory" in text]
+    return [text for text in notes(events) if "the label memory" in text]
 
 
 def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> None:
     result, seen = finish(build_bank(peopled, bank_request()))
     weights = bank_of(peopled).config[MIXTURE_WEIGHTS_KEY]
     assert result[MIXTURE_WEIGHTS_KEY] == weights
-    assert f"the model has weight {weights['model']:.2f}" in weighed(seen)[0]
-    assert f"the memory weight {weights['memory']:.2f}" in weighed(seen)[0]
+    assert f"the model's weight is {weights['model']:.2f}" in weighed(seen)[0]
+    assert f"the label memory's {weights['memory']:.2f}" in weighed(seen)[0]
     found = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
     assert found is not None and found.kernel == NeighbourKernel(**(bank_of(peopled).kernel or {}))
     assert found.weights == MixtureWeights.from_parts(**weights)
@@ -130,8 +130,8 @@ def items(*counts: int) -> list[Item]:
 
 @pytest.mark.parametrize("counts", [(1,), (2, 9, 300), (7,) * 40, (3,) * 700])
 def test_lessons_are_of_all_people_evenly_and_never_show_what_they_ask(counts: tuple[int, ...]) -> None:
-    found = sample_cases(items(*counts), 0)
-    assert 0 < len(found) <= memory_weights.MAX_GUESSED_ITEMS and found == sample_cases(items(*counts), 0)
+    found = sample_leave_one_out_cases(items(*counts), 0)
+    assert 0 < len(found) <= memory_weights.MAX_GUESSED_ITEMS and found == sample_leave_one_out_cases(items(*counts), 0)
     each = Counter(one.item.user_id for one in found)
     assert len(each) == min(len(counts), memory_weights.MAX_GUESSED_ITEMS)
     most = max(1, memory_weights.MAX_GUESSED_ITEMS // len(each))
@@ -154,7 +154,7 @@ def test_a_case_is_scored_without_later_items_and_without_its_users_own() -> Non
 
     def scores(known: NeighbourIndex) -> list[float]:
         kernel = NeighbourKernel(4.0, 1.0, 1.0, 0.5)
-        scored: list[float] = memory_scores(known, kernel, TASK, [case], np.array([6]))[0].tolist()
+        scored: list[float] = memory_label_scores(known, kernel, TASK, [case], np.array([6]))[0].tolist()
         return scored
 
     later_or_own = (np.arange(12) > 6) | (users == 2)

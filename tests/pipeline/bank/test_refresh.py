@@ -225,7 +225,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(peopled: Registry) -> 
     before = peopled.count_rows()
     result, seen = refreshed(peopled, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
-    assert lines["stale anchors"] == "1 of 3" and lines["recipes and stacks that go"] == "ida"
+    assert lines["stale anchors"] == "1 of 3" and lines["users who lose recipes and stacks"] == "ida"
     assert lines["candidates"].startswith("6 users") and {"tokens", "memory", "time"} <= set(lines)
     assert (result["dry_run"], result["stale"], result["people"]) == (True, 1, ["ida"])
     assert peopled.count_rows() == before and anchors(peopled)[0].stale
@@ -348,7 +348,7 @@ def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> N
     before = neighbours(peopled, "lamp-2")
     _, seen = refreshed(peopled, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
-    assert lines["neighbours"] == "18 items come, 1 go" and neighbours(peopled, "lamp-2") == before
+    assert lines["neighbours"] == "18 items added, 1 removed" and neighbours(peopled, "lamp-2") == before
     result, seen = refreshed(peopled)
     assert len(result["replaced"]) == int(stale)
     assert any("the inputs of 18 history items" in text for text in notes(seen))
@@ -384,7 +384,7 @@ def test_the_memory_is_fitted_again_without_who_left(peopled: Registry, anchor: 
     finish(set_consent(peopled, left, False))
     _, seen = refreshed(peopled, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
-    assert lines["neighbours"] == "none comes or goes; the memory is fitted again"
+    assert lines["neighbours"] == "unchanged; the label memory is fitted again"
     refreshed(peopled)
     built(peopled, name="new")
     assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") and neighbours(peopled, "new")[1] != bank.kernel
@@ -456,12 +456,12 @@ def test_a_refused_replacement_stays_for_the_next_refresh_and_old_anchors_are_no
     first, _, third = anchors(peopled)
     found = [ScreeningFinding(place, "norm", 9.0, 5.0) for place in (0, 2)]
     with monkeypatch.context() as patch:
-        patch.setattr(screening, "_find_outliers", lambda *given: found)
+        patch.setattr(screening, "_find_outlier_anchors", lambda *given: found)
         result, seen = refreshed(peopled)
     refused = anchors(peopled)[-1]
     assert (result["removed"], anchors(peopled)[:2], refused.stale) == (0, [first, third], True)
     assert [one["user"] for one in result["gates"]] == [refused.user]
-    assert any("--refresh` puts others in their places" in text for text in notes(seen))
+    assert any("--refresh` replaces them" in text for text in notes(seen))
     result, _ = refreshed(peopled)
     assert [one["stale"] for one in result["replaced"]] == [refused.id] and result["gates"] == []
     assert len(anchors(peopled)) == 3 and refused.user not in [anchor.user for anchor in anchors(peopled)]
@@ -481,7 +481,7 @@ def test_a_refresh_that_was_stopped_before_the_screening_screens(
     finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
     (recipe,) = peopled.recipes.of_user(peopled.users.get("ida").id)
     assert {share.anchor_id for share in recipe.shares} == {one.id for one in anchors(peopled)} - {new.id}
-    monkeypatch.setattr(screening, "_find_outliers", lambda *given: [ScreeningFinding(2, "norm", 9.0, 5.0)])
+    monkeypatch.setattr(screening, "_find_outlier_anchors", lambda *given: [ScreeningFinding(2, "norm", 9.0, 5.0)])
     result, _ = refreshed(peopled)
     assert [one["anchor"] for one in result["gates"]] == [new.id] and result["replaced"] == []
     assert UNSCREENED_KEY not in peopled.banks.get("lamp-2").config[SCREENING_KEY]

@@ -16,11 +16,11 @@ from mta_cli.pipeline.chat.answer import (
     CHAT_TOKENS,
     ChatModel,
     Generation,
-    answer_limit,
     answer_question,
+    answer_token_limit,
 )
 from mta_cli.pipeline.chat.conversation import Conversation
-from mta_cli.pipeline.chat.fit_prompt import MESSAGE_LIMIT, PromptTooLong, check_message
+from mta_cli.pipeline.chat.fit_prompt import MAX_MESSAGE_CHARS, PromptTooLong, check_message
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.user_weights import default_task, tasks_with_model
@@ -72,7 +72,7 @@ def test_a_mode_that_is_not_there_is_refused_before_loading(world: World, monkey
         list(answer_question(world.reg, world.entry, "alice", "hello", asking(free_decoding=True)))
 
 
-@pytest.mark.parametrize("text", ["", " \n ", "x" * (MESSAGE_LIMIT + 1), "broken \udc80"])
+@pytest.mark.parametrize("text", ["", " \n ", "x" * (MAX_MESSAGE_CHARS + 1), "broken \udc80"])
 def test_messages_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(BadInput):
         check_message(text)
@@ -204,7 +204,7 @@ def test_a_cut_answer_is_said_to_be_cut(world: World) -> None:
         answer_question(world.reg, world.entry, None, "hello", asking(answer=AnswerOptions(max_tokens=1)))
     )
     assert (result["tokens"], result["ended"]) == (1, "length")
-    assert "cut after 1 token" in notes_of(events)
+    assert "cut at the limit of 1 token" in notes_of(events)
 
 
 def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
@@ -231,9 +231,11 @@ def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
 
 def test_an_answer_to_a_tasks_question_is_as_long_as_its_answers_are() -> None:
     task = replace(BUILTIN_TASKS["lamp-5"], answer_tokens=7)
-    assert answer_limit(AnswerOptions(), task) == 7 and answer_limit(AnswerOptions(max_tokens=40), task) == 40
-    assert answer_limit(AnswerOptions(), None) == CHAT_TOKENS
-    assert answer_limit(AnswerOptions(), replace(task, answer_tokens=9_000)) == CHAT_TOKENS
+    assert (
+        answer_token_limit(AnswerOptions(), task) == 7 and answer_token_limit(AnswerOptions(max_tokens=40), task) == 40
+    )
+    assert answer_token_limit(AnswerOptions(), None) == CHAT_TOKENS
+    assert answer_token_limit(AnswerOptions(), replace(task, answer_tokens=9_000)) == CHAT_TOKENS
 
 
 def test_the_limit_is_the_tasks_where_its_prompt_is_used(world: World) -> None:

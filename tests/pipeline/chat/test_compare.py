@@ -22,7 +22,7 @@ from mta_cli.pipeline.chat.compare import (
     compare_queries,
     compare_question,
     compare_user_models,
-    expected_columns,
+    comparison_column_keys,
 )
 from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, load_task_adapter
 from store.records import NewItem
@@ -57,7 +57,11 @@ def test_compare_leaves_out_what_is_not_there(world: World) -> None:
     (result,), events = result_of(compare_user_models(world.reg, world.entry, ["bob"], "hello", asking()))
     assert result["answers"]["adapted"] is None and result["answers"]["fused"]
     assert "no stack" in notes_of(events)
-    assert expected_columns(world.reg, world.bob, None, world.entry.fingerprint, []) == ["base", "common", "fused"]
+    assert comparison_column_keys(world.reg, world.bob, None, world.entry.fingerprint, []) == [
+        "base",
+        "common",
+        "fused",
+    ]
 
 
 def test_a_user_without_a_model_has_the_common_one_and_a_task_without_a_bank_the_base_alone(labelled: World) -> None:
@@ -125,7 +129,7 @@ def test_the_common_column_is_the_base_with_the_task_adapter(labelled: World) ->
     answers = [model.prompter.answer_ids(label) for label in MOVIE_TAGS]
     assert list(base.values()) == pytest.approx(label_scores(model.base, ids, answers), abs=1e-3)
     (adapter,) = load_task_adapter(labelled.reg, "lamp-2", labelled.entry.fingerprint)
-    model._folder.set_adapter(adapter)
+    model._merger.set_adapter(adapter)
     assert list(common.values()) == pytest.approx(label_scores(model.base, ids, answers), abs=1e-3)
     assert list(common.values()) != pytest.approx(list(base.values()), abs=1e-2)
     assert result["details"]["common"]["source"] == {"mode": "common", "bank": "tests", "version": 1, "anchors": []}

@@ -101,7 +101,7 @@ def test_a_busy_store_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(world.reg, "transaction", busy)
         _, events = run(chat.answer_message("one"))
-    assert "Not stored yet" in notes_of(events)
+    assert "not stored yet" in notes_of(events)
     run(chat.answer_message("two"))
     (stored,) = world.reg.chats.of_user(world.alice.id)
     assert len(world.reg.chats.messages(stored.id)) == 4
@@ -127,7 +127,7 @@ def test_no_way_of_a_conversation_stores_a_nul_character(world: World) -> None:
         run(chat.answer_message("what\0now?"))
     run(chat.answer_message("what now?"))
     chat.exchanges[0].answer += "\0"
-    with pytest.raises(BadInput, match="The answer holds a NUL character"):
+    with pytest.raises(BadInput, match="The answer contains a NUL character"):
         run(chat.accept_exchange())
     with pytest.raises(BadInput, match="NUL"):
         add_exchange_as_item(world.reg, world.alice, "free", "a\0b", "c")
@@ -265,7 +265,7 @@ def test_modes_keep_the_conversation(world: World) -> None:
 
 def test_compare_repeats_the_last_question_and_changes_nothing(world: World) -> None:
     chat = talk(world)
-    with pytest.raises(BadInput, match="no question yet"):
+    with pytest.raises(BadInput, match="no question to compare"):
         run(chat.compare())
     said, _ = run(chat.answer_message("hello there"))
     result, _ = run(chat.compare())
@@ -293,7 +293,7 @@ def test_history_lists_and_shows_chats(world: World) -> None:
 
 def test_a_transcript_that_cannot_be_written_whole_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be written"):
-        conversation._write_new(str(tmp_path / "chat.txt"), "half \ud800")
+        conversation._write_new_file(str(tmp_path / "chat.txt"), "half \ud800")
     assert not (tmp_path / "chat.txt").exists()
 
 
@@ -304,7 +304,7 @@ def test_a_stored_chat_is_gone_on_with(world: World) -> None:
     assert first is not None
     run(chat.reset())
     _, events = run(chat.resume(first))
-    assert f"Going on with chat {first}" in notes_of(events)
+    assert f"Continuing chat {first}" in notes_of(events)
     assert [(e.question, e.stored) for e in chat.exchanges] == [("my first question", True)]
     ids = chat._fit_prompt("my second question", chat.exchanges).ids
     assert "my first question" in chat.model.base.tokenizer.decode(ids)
@@ -324,9 +324,9 @@ def test_nobody_elses_chat_is_gone_on_with(world: World) -> None:
 
 def test_an_answer_is_kept_as_an_item_of_its_task_only_where_it_is_a_label(world: World) -> None:
     saved = add_exchange_as_item(world.reg, world.alice, "lamp-2", "a film", "comedy")
-    assert saved.detail == "task lamp-2; what learns from it needs a bank first: mta bank build --task lamp-2"
+    assert saved.detail == "task lamp-2; to train on it, build a bank first: mta bank build --task lamp-2"
     saved = add_exchange_as_item(world.reg, world.alice, "free", "a film", "hm")
-    assert saved.detail == "task free; learn from it with: mta user adapt alice --task free"
+    assert saved.detail == "task free; to train on it: mta user adapt alice --task free"
     with pytest.raises(BadInput, match="not a label of lamp-2"):
         add_exchange_as_item(world.reg, world.alice, "lamp-2", "a film", "none of them")
     with pytest.raises(NotFound):
@@ -340,7 +340,7 @@ def test_nobody_in_particular_stores_nothing(world: World) -> None:
     assert "not stored" in notes_of(events)
     run(chat.answer_message("hello"))
     for attempt in (chat.accept_exchange, chat.save, chat.stored_chats):
-        with pytest.raises(BadInput, match="no user to"):
+        with pytest.raises(BadInput, match="needs a user"):
             run(attempt())
 
 

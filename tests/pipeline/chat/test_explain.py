@@ -140,7 +140,7 @@ def test_a_conversation_tells_how_its_words_were_chosen(world: World) -> None:
     drawn = AnswerOptions(max_tokens=12, temperature=0.7, top_p=0.9)
     model = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(answer=drawn))
     talk = Conversation(model, autosave=False)
-    with pytest.raises(BadInput, match="no answer of this conversation yet"):
+    with pytest.raises(BadInput, match="no answer in this conversation"):
         talk.explain_last()
     for text in ("hello", "and now?"):
         list(talk.answer_message(text))

@@ -24,7 +24,9 @@ from tests.pipeline.histories import run
 
 EXPORTS = Path(__file__).parent / "exports"
 ANN = ("ann@example.org", "Ann.Reed@work.example")
-OTHERS = "the inputs are the words of those who wrote to you: new users may not be anchors unless you add --can-anchor"
+OTHERS = (
+    "the inputs are the words of the people who wrote to you: new users may not be anchors unless you add --can-anchor"
+)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_a_mailbox(reg: Registry) -> None:
         ),
     ]
     assert notes == [
-        "left out, mails of yours that answer none: 1",
+        "left out, mails of yours that are not replies: 1",
         "left out, your replies to mails without plain text: 1",
         OTHERS,
     ]
@@ -114,7 +116,7 @@ def test_replies_are_found_in_other_files_and_mails_that_come_twice_count_once(r
         box.close()
     (tmp_path / "mail" / "Sent.msf").write_bytes(b'// <!-- <mdb:mork:z v="1.4"/> -->')
     result, notes = take(reg, tmp_path / "mail", "ann@example.org")
-    assert notes == ["left out, files in no known format: 1", OTHERS]
+    assert notes == ["left out, files of an unknown format: 1", OTHERS]
     assert (result["items_added"], items(reg, "ann@example.org")) == (1, [("Subject 1\n\nText 1", "Text 2", None)])
 
 
@@ -257,9 +259,9 @@ def test_telegram(reg: Registry) -> None:
     assert notes == [
         "left out, service messages: 1",
         "left out, messages without text: 1",
-        "left out, forwarded messages, and those of a bot: 1",
-        "left out, your first words of a conversation: 1",
-        "left out, chats that are not with one user: 1",
+        "left out, forwarded messages and messages of bots: 1",
+        "left out, your messages that begin a conversation: 1",
+        "left out, chats that are not with one person: 1",
         OTHERS,
     ]
 
@@ -340,7 +342,7 @@ def test_training_conversations_of_one_user_or_of_a_column(reg: Registry) -> Non
 def test_chats_need_one_name(reg: Registry, path: str) -> None:
     with pytest.raises(UsageError, match="does not name its user"):
         take(reg, EXPORTS / path)
-    with pytest.raises(UsageError, match="--me lee is one name too many"):
+    with pytest.raises(UsageError, match="--me lee is a second name"):
         take(reg, EXPORTS / path, "ann", "lee")
 
 
@@ -447,7 +449,7 @@ def test_nobody_is_an_anchor_by_default(reg: Registry, can_anchor: bool | None, 
 
     _, notes = take(reg, EXPORTS / "telegram" / "one_chat.json", "ann", can_anchor=can_anchor, ask=ask)
     assert reg.users.get("ann").can_anchor is may
-    assert notes[-1].startswith("the inputs are the words of those who wrote to you")
+    assert notes[-1].startswith("the inputs are the words of the people who wrote to you")
     assert ("--can-anchor" in notes[-1]) == (can_anchor is None)
 
 

@@ -347,7 +347,7 @@ def test_days_without_messages_and_other_files_of_slack(reg: Registry, tmp_path:
     ],
 )
 def test_text_of_slack_is_what_readers_see(text: str, shown: str) -> None:
-    assert slack.plain_text(text, {"U1": ("Ann", "U1")}) == shown
+    assert slack.markup_to_text(text, {"U1": ("Ann", "U1")}) == shown
 
 
 def test_discord(reg: Registry) -> None:
@@ -407,7 +407,7 @@ def test_the_data_package_of_discord_is_refused_in_words(reg: Registry, tmp_path
         "messages.csv": "ID,Timestamp,Contents,Attachments\n1,2026-03-02 08:00:00,hi,\n",
     }.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(BadInput, match=f"{name} is from Discord's data package, which has your") as caught:
+        with pytest.raises(BadInput, match=f"{name} is from Discord's data package, which lacks") as caught:
             take(reg, tmp_path / name, "ann")
         assert "DiscordChatExporter" in words_to_text(caught.value.hint or "")
 
@@ -489,7 +489,7 @@ SLOW = {
 def test_hostile_text_is_read_in_linear_time(reg: Registry, tmp_path: Path, name: str) -> None:
     started = time.process_time()
     talk(reg, chat(tmp_path, "Bob: Well?", f"Ann: Yes {SLOW[name]} x", SLOW[name], f" {SLOW[name]}"))
-    slack.plain_text(SLOW[name], {})
+    slack.markup_to_text(SLOW[name], {})
     assert time.process_time() - started < 20
 
 
@@ -605,7 +605,7 @@ def test_of_a_packed_account_the_chats_are_read(reg: Registry, tmp_path: Path) -
     assert (result["format"], result["items_added"]) == ("chatgpt", 2)
     table = packed(tmp_path / "t.zip", tmp_path / "none", ("a.csv", b"user,input,output\nbo,x,y\n"), ("b.txt", b"x"))
     result, notes = take(reg, table)
-    assert (result["format"], result["items_added"], notes) == ("csv", 1, ["left out, files in no known format: 1"])
+    assert (result["format"], result["items_added"], notes) == ("csv", 1, ["left out, files of an unknown format: 1"])
 
 
 def test_archives_that_are_not_read(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,22 +618,22 @@ def test_archives_that_are_not_read(reg: Registry, tmp_path: Path, monkeypatch: 
             take(reg, tmp_path / "b.zip", "U0100ANN")
         assert reg.users.names() == []
 
-    refused(b"", "is no zip archive, or is damaged")
-    refused(b"date,text\n", "is no zip archive, or is damaged")
-    refused(content[:-40], "is no zip archive, or is damaged")
+    refused(b"", "is not a zip archive, or is damaged")
+    refused(b"date,text\n", "is not a zip archive, or is damaged")
+    refused(content[:-40], "is not a zip archive, or is damaged")
     refused(content[:60] + b"\xff" * 40 + content[100:], "2026-03-02.json' is damaged in the archive")
-    refused(packed(tmp_path / "c.zip", tmp_path / "none", ("a.jpg", b"x")).read_bytes(), "is an archive without texts")
+    refused(packed(tmp_path / "c.zip", tmp_path / "none", ("a.jpg", b"x")).read_bytes(), "contains no text files")
     refused(packed(tmp_path / "c.zip", tmp_path / "none", ("a.txt", b"x")).read_bytes(), "no file in a known format")
     secret = bytearray(content)
     for at in (content.index(b"PK\3\4") + 6, content.index(b"PK\1\2") + 8):
         secret[at] |= 1
     refused(bytes(secret), "cannot be unpacked: .* encrypted")
-    refused(content + b"PK\6\7", "is too large an archive")
+    refused(content + b"PK\6\7", "is too large: it is a ZIP64")
     monkeypatch.setattr(archive, "MAX_DIRECTORY_BYTES", 50)
-    refused(content, "is too large an archive")
+    refused(content, "is too large: it is a ZIP64")
     monkeypatch.setattr(archive, "MAX_DIRECTORY_BYTES", 1_000)
     monkeypatch.setattr(archive, "MAX_BYTES", 100)
-    refused(content, "the texts in 'b.zip' have 0 MiB; the most is 0 MiB")
+    refused(content, "the text files in 'b.zip' have 0 MiB; the most is 0 MiB")
 
 
 def test_a_file_of_an_archive_has_no_more_bytes_than_it_says(reg: Registry, tmp_path: Path) -> None:

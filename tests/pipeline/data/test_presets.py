@@ -131,7 +131,7 @@ def test_requests_that_do_not_fit(reg: Registry, tmp_path: Path) -> None:
     shutil.copy(EXPORTS / "movielens" / "ratings.csv", tmp_path / "ratings.csv")
     with pytest.raises(NotFound, match=r"There is no movies\.csv in"):
         take(reg, "movielens", tmp_path / "ratings.csv")
-    with pytest.raises(BadInput, match="is not an export of Goodreads: no column Author and none My Rating; there"):
+    with pytest.raises(BadInput, match="is not an export of Goodreads: it lacks the columns Author, My Rating"):
         take(reg, "goodreads", EXPORTS / "imdb" / "ratings.csv", user="ann")
     with pytest.raises(BadInput, match="has no column 'Titel'; its columns are 'Const'") as caught:
         take(reg, "imdb", EXPORTS / "imdb", user="ann", columns=ColumnMapping(input="{Titel}"))

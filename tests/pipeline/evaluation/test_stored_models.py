@@ -19,9 +19,9 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.answer_queries import scored_queries, unscored_note
+from mta_cli.pipeline.evaluation.answer_queries import scorable_queries, unscorable_queries_note
 from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_users
-from mta_cli.pipeline.evaluation.whose import alike_users
+from mta_cli.pipeline.evaluation.whose import group_users_with_similar_topics
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
@@ -126,7 +126,7 @@ def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(peop
     users = [peopled.users.get(name) for name in SHORT]
     adapted(peopled, users)
     items = {user.id: peopled.items.recent_items(user.id, TASK.name, 50) for user in users}
-    (nearest,) = alike_users([user.id for user in users], items, {})
+    (nearest,) = group_users_with_similar_topics([user.id for user in users], items, {})
     found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
     for one in (p for p in found if p.method == "adapted"):
         own, *others = unpack_logliks(one.whose or b"")
@@ -199,9 +199,11 @@ def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> No
     user, task = peopled.users.get("ida"), BUILTIN_TASKS["lamp-3"]
     asked = [NewItem(f"q{n}", task.name, "a text", gold) for n, gold in enumerate(("4", "great"))]
     peopled.items.append_queries(user.id, asked)
-    queries, unscored = scored_queries(peopled, task, [user.id])
+    queries, unscored = scorable_queries(peopled, task, [user.id])
     assert [one.gold for one in queries[user.id]] == ["4"]
-    assert notes(list(unscored_note(unscored))) == ["Held-out queries whose answer is not a number are left out: 1."]
+    assert notes(list(unscorable_queries_note(unscored))) == [
+        "Held-out queries whose answer is not a number are left out: 1."
+    ]
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:

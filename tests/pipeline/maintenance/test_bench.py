@@ -15,7 +15,7 @@ from mta_cli.engine.model.random_base import make_random_base
 from mta_cli.errors import BadInput, Flag, UsageError
 from mta_cli.events import JobPlan, JobProgress
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, lora_numbers, plan_bench, run_bench
+from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, lora_parameter_count, plan_bench, run_bench
 from mta_cli.pipeline.models import memory
 from mta_cli.pipeline.models.bases import HUB_BASES, HubBase
 from mta_cli.pipeline.models.installed import resolve_model
@@ -126,7 +126,7 @@ def test_rows_are_as_long_as_the_computed_memory_assumes() -> None:
 def test_the_numbers_of_a_lora_are_counted(family: str) -> None:
     shape = replace(TINY, family=family, layers=6, kv_heads=1, head_dim=24)
     base = make_random_base(family, shape.config, device="cpu", dtype="float32")
-    assert throughput.random_lora(base, 0).num_parameters == lora_numbers(shape, 2), "the upper third"
+    assert throughput.random_lora(base, 0).num_parameters == lora_parameter_count(shape, 2), "the upper third"
 
 
 def test_the_copies_for_decoding_are_gone_when_users_are_adapted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_store_that_has_lost_its_registry(what: DoctorRequest) -> None:
         bank(reg, [person(reg, "alice")])
     (what.store / "registry.db").unlink()
     ok, found = checks(what)
-    assert not ok and "registry.db is gone" in found["store"]["detail"]
+    assert not ok and "registry.db is missing" in found["store"]["detail"]
 
 
 def test_a_healthy_store_is_counted(what: DoctorRequest) -> None:
@@ -145,7 +145,7 @@ def test_little_disk(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor, "_free_disk_bytes", lambda _: 1000)
     ok, found = checks(what)
     assert not ok
-    assert "little is left" in found["disk"]["detail"]
+    assert "too little space" in found["disk"]["detail"]
 
 
 def test_the_doctor_changes_nothing(what: DoctorRequest) -> None:

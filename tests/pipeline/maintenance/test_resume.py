@@ -95,8 +95,8 @@ def test_a_bank_of_users_that_quick_chose_goes_on_with_quick(peopled: Registry) 
     (one,) = list_unfinished_jobs(peopled)
     with pytest.raises(BadInput) as refused:
         go_on(peopled, one)
-    anew = ("give it up and begin anew (", Command("bank build", task="lamp-2"), ")")
-    assert refused.value.hint == (("where ", Command("quick"), " began it, run that again; else "), *anew)
+    anew = ("discard it and start again (", Command("bank build", task="lamp-2"), ")")
+    assert refused.value.hint == (("if ", Command("quick"), " started it, run that again; otherwise "), *anew)
 
 
 def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_is(
@@ -119,7 +119,7 @@ def test_a_bank_whose_people_changed_cannot_go_on_but_can_be_given_up(peopled: R
     user = peopled.users.get("user0")
     peopled.items.append_items(user.id, [NewItem("late", "lamp-2", "one more", "comedy", "2022-01-01")])
     (one,) = list_unfinished_jobs(peopled)
-    with pytest.raises(BadInput, match="have changed: it cannot go on"):
+    with pytest.raises(BadInput, match="cannot be resumed: its task"):
         go_on(peopled, one)
     discard_job(peopled, one)
     assert list_unfinished_jobs(peopled) == [] and peopled.banks.all() == [] and peopled.adapters.all() == []

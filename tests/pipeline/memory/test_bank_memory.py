@@ -87,7 +87,7 @@ def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
     ida = peopled.users.get("ida")
     monkeypatch.setattr("mta_cli.pipeline.models.installed.list_models", list)
     both, lacking = replace(ALONE, memory="neighbours"), memory(peopled)
-    assert "tiny-embedder is not here" in str(lacking.missing_embedder_note(both))
+    assert "tiny-embedder is not installed" in str(lacking.missing_embedder_note(both))
     fallback, habit = lacking.prior_for(ida, "adapted", both), prior_for(peopled, ida)
     assert fallback is not None and habit is not None and fallback(FILM, "1900") == habit(FILM, "1900") != habit(FILM)
     assert lacking.missing_embedder_note(ALONE) is None, "nobody asked for neighbours"

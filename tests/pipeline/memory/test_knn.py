@@ -102,7 +102,7 @@ def test_equal_numbers_are_one_label(peopled: Registry) -> None:
     peopled.items.append_items(user, own)
     bank = peopled.banks.get_or_create_bank("numbers", "k", TASK.name, "b", "e", 0, {})
     items = [item for item in peopled.items.recent_items(user, TASK.name, None) if item.key.startswith("n")]
-    change = knn.neighbour_change(peopled, bank, task, [(peopled.users.get("user0"), items)])
+    change = knn.find_neighbour_change(peopled, bank, task, [(peopled.users.get("user0"), items)])
     assert sorted(item.output for item, _ in change.new_items) == ["01", "1", "2.0"]
     peopled.neighbours.add_neighbours(bank.id, [(item.id, np.ones(2, "<f2").tobytes()) for item, _ in change.new_items])
     index = load_neighbours(peopled, bank, task)

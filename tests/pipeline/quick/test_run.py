@@ -19,7 +19,7 @@ from mta_cli.lab.evaluation.seeds import evaluation_document
 from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
-from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task, remove_task
+from mta_cli.pipeline.data.tasks import add_task, find_task, remove_task, store_task
 from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
@@ -136,7 +136,7 @@ def test_the_verdict_is_that_of_the_evaluation_that_is_stored(reg: Registry, fas
     stored = evaluation_document([load_finished_evaluation(reg, result["evaluation"])])
     assert result["ladder"] == stored["ladder"]
     assert result["verdict"][:-1] == verdict_lines(stored["ladder"])[:-1]
-    assert result["verdict"][-1].startswith("This rests on 16 questions of 8 users")
+    assert result["verdict"][-1].startswith("Measured on 16 questions of 8 users")
     assert "More: --hold-out N with another --task" in result["verdict"][-1], "nor more minutes: all were measured"
     for example in result["examples"]:
         answers = [
@@ -272,7 +272,7 @@ def test_what_is_held_out_is_said_as_it_is_chosen(reg: Registry, fast: None, tmp
     broken = [*lines[:-1], untimed[-1] + ",soon"]
     held, found = said(broken)
     assert held == f"each user's last 2 items; of 1 user {drawn}"
-    assert any("kept without a time that cannot be read: 1" in text and "'soon'" in text for text in found)
+    assert any("kept without their unreadable time: 1" in text and "'soon'" in text for text in found)
     assert not any("left out" in text for text in found), "the row stays"
     held, found = said(broken, columns=ColumnMapping(time="read_on"))
     assert held == "each user's last 2 items", "of the rows that are read"
@@ -339,7 +339,7 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
     assert reg.users.names() == [] and reg.tasks.all() == {}, "a dry run changes nothing"
     source = letters(tmp_path / "books.csv")
     other = replace(find_task(reg, "lamp-3"), name="books", prompt="{input}?")
-    keep_task(reg, other, task_to_toml(other))
+    store_task(reg, other, task_to_toml(other))
     for dry_run in (True, False):
         with pytest.raises(BadInput, match="already another task") as refused:
             finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer")), dry_run=dry_run))
@@ -353,7 +353,7 @@ def test_outputs_are_rounded_only_to_a_scale_of_equal_steps(reg: Registry, fast:
     stars = find_task(reg, "lamp-3")
     for labels, steps in ((("1", "3", "5"), ""), (("5", "4", "3", "2", "1"), "steps of 1 from 1 to 5")):
         other = replace(stars, name=f"scale-{len(labels)}", labels=labels)
-        keep_task(reg, other, task_to_toml(other))
+        store_task(reg, other, task_to_toml(other))
         _, seen = finish(run_quick(reg, request(path, task=other.name), dry_run=True))
         assert [note for note in notes(seen) if "rounded" in note] == (
             [f"outputs are rounded to {steps}"] if steps else []
@@ -446,7 +446,7 @@ def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fa
     path.write_text("\n".join(["reviewer,dram,rating", "u0,x,n/a", "u1,y,999", *lines, "-dash-,dram 1,50"]) + "\n")
     result, seen = finish(run_quick(reg, request(path, hold_out=3)))
     said = "\n".join(notes(seen))
-    assert "left out, rows whose output is off the scale 40 to 100: 1" in said
+    assert "left out, rows whose output is outside the scale 40 to 100: 1" in said
     assert "outputs are rounded to steps of 5 from 40 to 100" in said
     assert "left out, rows whose output is not a number: 1" in said and "left out, records with a fault: 1" in said
     assert "'-dash-'" in said and result["users"] == 6 and result["items"] + result["queries"] == 60

@@ -57,7 +57,9 @@ def test_add_twice(reg: Registry) -> None:
 def test_add_somebody_who_looks_like_somebody(reg: Registry) -> None:
     list(add_user(reg, "Ann"))
     _, notes = run(add_user(reg, "ann"))
-    assert notes == ["'Ann' and 'ann' differ only in case, Unicode form or white space; they stay different users"]
+    assert notes == [
+        "'Ann' and 'ann' differ only in case, Unicode form or white space; they are imported as different users"
+    ]
 
 
 def test_add_with_an_unknown_task(reg: Registry) -> None:

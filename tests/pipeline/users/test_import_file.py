@@ -139,7 +139,7 @@ def test_questions_without_outputs_bring_their_histories(reg: Registry, tmp_path
 
 def test_questions_need_a_task(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
-    with pytest.raises(UsageError, match="does not say to which task"):
+    with pytest.raises(UsageError, match="does not name the task of its records"):
         imported(reg, "lamp", path)
 
 
@@ -244,7 +244,7 @@ def test_times_in_another_form_say_how_to_do_without(reg: Registry, tmp_path: Pa
     assert caught.value.hint == (
         "name another column with ",
         Flag("time"),
-        ", or read no times with ",
+        ", or ignore times with ",
         Flag("time", ""),
     )
     assert run(import_source(reg, source(path, columns=ColumnMapping(time=""))))[0]["items_added"] == 1
@@ -270,7 +270,7 @@ def test_a_folder_is_one_history(reg: Registry, tmp_path: Path) -> None:
     (folder / "inner").mkdir()
     result, notes = run(import_source(reg, source(folder, columns=ColumnMapping(user="{file}"))))
     assert (result["format"], result["users"], result["items_added"]) == ("jsonl, csv", 2, 2)
-    assert notes == ["left out, files in no known format: 1"]
+    assert notes == ["left out, files of an unknown format: 1"]
     assert items_of(reg, "ann") == [("first", "o")] and items_of(reg, "bob") == [("second", "o")]
 
 
@@ -280,7 +280,7 @@ def test_a_folder_with_nothing_to_read(reg: Registry, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a folder without files"):
         run(import_file(reg, None, folder))
     write(folder / "README.txt", "Hello\n")
-    with pytest.raises(BadInput, match="empty holds no file in a known format"):
+    with pytest.raises(BadInput, match="empty contains no file in a known format"):
         run(import_file(reg, None, folder))
 
 
@@ -358,12 +358,15 @@ def test_a_row_whose_time_cannot_be_read_is_kept_unless_the_column_was_named(reg
     path = write(tmp_path / "f.csv", "user,input,output,time\nann,i,o,2026-01-01\nann,j,o,soon\n,k,o,later\n")
     result, notes = run(import_source(reg, source(path, skip_faulty=True)))
     assert result["items_added"] == 2
-    assert "kept without a time that cannot be read: 1, such as f.csv: record 2 (line 3): 'soon' is no ISO" in notes[1]
+    assert (
+        "records kept without their unreadable time: 1, such as f.csv: record 2 (line 3): 'soon' is not an ISO"
+        in notes[1]
+    )
     assert [item.time for item in reg.items.recent_items(reg.users.get("ann").id, "free")] == [None, "2026-01-01"]
     named = source(path, columns=ColumnMapping(time="time"))
     with pytest.raises(BadInput, match=r"f\.csv: 1 fault;") as caught:
         run(import_source(reg, named))
-    assert any("field time: 'soon' is no ISO 8601 date" in fault for fault in caught.value.faults)
+    assert any("field time: 'soon' is not an ISO 8601 date" in fault for fault in caught.value.faults)
 
 
 def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry, tmp_path: Path) -> None:
@@ -381,7 +384,7 @@ def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry
         assert (again["items_added"], again["queries_added"]) == (0, 0)
         assert (again["items_unchanged"], again["queries_unchanged"]) == (4, 2)
         assert queries_of(reg, "ann") == asked
-        assert ("items that were stored without a time and stay without one: 2" in notes) == (
+        assert ("items that are already stored without a time, which is not added: 2" in notes) == (
             path == mended and not options
         )
     twice = write(tmp_path / "twice.csv", mended.read_text() + "ann,note 3,o,2026-02-01\n")
@@ -405,7 +408,7 @@ def test_what_is_said_again_later_is_history_and_warned_about_where_it_is_held_o
     later = [row | {"time": f"2026-02-0{day}"} for day, row in enumerate(DAYS, 1)]
     result, notes = run(import_source(reg, source(write(tmp_path / "b.jsonl", later), hold_out=2)))
     assert (result["items_added"], result["queries_added"]) == (6, 0), "no query has the content of an item"
-    assert "held-out queries that also stand in their user's history, with the same answer: 2" in notes
+    assert "held-out queries that are also in their user's history, with the same answer: 2" in notes
 
 
 def test_held_out_items_are_in_the_plan_and_users_with_too_few_are_named(reg: Registry, tmp_path: Path) -> None:
@@ -467,7 +470,7 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
         imported(reg, "jsonl", other)
     imported(reg, "jsonl", write(tmp_path / "bob.jsonl", rows("bob", id=1, count=1)))
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "late.jsonl", rows("bob", id=1, count=1, time="2026"))))
-    assert notes == ["items that were stored without a time and stay without one: 1"]
+    assert notes == ["items that are already stored without a time, which is not added: 1"]
     assert [
         item.time for name in ("ann", "bob") for item in reg.items.recent_items(reg.users.get(name).id, "free")
     ] == [
@@ -550,7 +553,7 @@ def test_names_that_look_alike_stay_apart_and_are_reported(reg: Registry, tmp_pa
     imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("Ann")))
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "b.jsonl", rows("ann") + rows("bob"))))
     assert [note for note in notes if "differ only in case" in note] == [
-        "'Ann' and 'ann' differ only in case, Unicode form or white space; they stay different users"
+        "'Ann' and 'ann' differ only in case, Unicode form or white space; they are imported as different users"
     ]
     assert sorted(reg.users.names()) == ["Ann", "ann", "bob"]
 
@@ -566,7 +569,7 @@ def test_what_is_worth_saying_is_said(reg: Registry, tmp_path: Path) -> None:
     strange = person("bob") | {"profile": [tagged(1, tag="funny"), tagged(2, tag=""), tagged(3)]}
     _, notes = run(import_file(reg, "users", write(tmp_path / "u.json", [leaking, strange]), task="lamp-2"))
     text = "\n".join(notes)
-    assert "held-out queries that also stand in their user's history, with the same answer: 1" in text
+    assert "held-out queries that are also in their user's history, with the same answer: 1" in text
     assert "answers that are not labels of lamp-2: 1, such as 'funny'" in text
     assert "left out, history items without tag: 1" in text
 
@@ -586,7 +589,7 @@ def test_texts_are_no_answers_of_a_task_of_labels(reg: Registry, tmp_path: Path)
     ) as caught:
         imported(reg, "jsonl", path, task="lamp-2")
     assert words_to_text(caught.value.hint or "") == (
-        "import them with --task free, which takes any text; mta task show lamp-2 lists the labels"
+        "import them with --task free, which accepts any text; mta task show lamp-2 lists the labels"
     )
     assert reg.users.names() == []
     assert imported(reg, "jsonl", path, task="free")["items_added"] == 5

@@ -13,8 +13,8 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import Command, NotFound, UsageError, UserInUse
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
-from mta_cli.pipeline.data.kept_items import kept_since
-from mta_cli.pipeline.data.tasks import keep_task
+from mta_cli.pipeline.data.kept_items import kept_from_chat_at
+from mta_cli.pipeline.data.tasks import store_task
 from mta_cli.pipeline.users.removal import plan_item_removal, plan_user_removal, remove_items, remove_user
 from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.records import Item, Profile
@@ -76,7 +76,7 @@ def test_anchors_of_them_are_named_and_stale(fresh: Registry, tmp_path: Path) ->
 
 def test_labels_that_only_they_gave_are_named_with_their_task(fresh: Registry, tmp_path: Path) -> None:
     task = replace(BUILTIN_TASKS["lamp-2"], name="moods", labels=("fine", "low", "odd"))
-    keep_task(fresh, task, task_to_toml(task))
+    store_task(fresh, task, task_to_toml(task))
     given = {"ann": ("fine", "low"), "bob": ("fine", "odd"), "cy": ("fine", "low")}
     history = [row for name, labels in given.items() for label in labels for row in rows(name, 1, output=label)]
     imported(fresh, "jsonl", write(tmp_path / "a.jsonl", history), task="moods")
@@ -188,7 +188,7 @@ def test_what_is_later_than_a_kept_exchange_goes(reg: Registry) -> None:
     ann = reg.users.get("ann")
     key = add_exchange_as_item(reg, ann, "free", "who?", "me").name
     (kept,) = reg.items.items_with_keys(ann.id, [key])
-    assert kept_since(kept) == kept.time
+    assert kept_from_chat_at(kept) == kept.time
     adapted(reg, ann.id, bank(reg, [ann.id]))
     result, _ = run(remove_items(reg, "ann", [key]))
     assert (result["recipes"], result["stacks"], len(result["stale_anchors"])) == (1, 1, 1)
@@ -214,7 +214,7 @@ def test_only_the_program_s_own_keys_tell_a_time(reg: Registry) -> None:
     ann = reg.users.get("ann")
     reg.items.append_items(ann.id, [item("chat-0123456789abcdef", "who?", "me", time="2100-01-01T00:00:00")])
     (kept,) = reg.items.items_with_keys(ann.id, ["chat-0123456789abcdef"])
-    assert kept_since(kept) == ""
+    assert kept_from_chat_at(kept) == ""
 
 
 def test_other_tasks_of_the_user_stay(reg: Registry, tmp_path: Path) -> None:

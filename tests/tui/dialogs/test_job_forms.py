@@ -76,7 +76,7 @@ def test_a_repository_is_imported_by_its_own_options(empty_store: Path, tmp_path
         assert name != BOB[0] and len(reg.items.recent_items(reg.users.get(name).id, "commit-body")) == 3
     with pytest.raises(UsageError, match="'soon' is not a date"):
         order("data import", empty_store, path=str(repo.folder), since="soon")
-    with pytest.raises(UsageError, match="--paths belongs to git repositories, not to csv"):
+    with pytest.raises(UsageError, match="--paths applies to git repositories, not to csv"):
         order("data import", empty_store, path="a.csv", format="csv", paths="docs, src")
 
 

@@ -211,7 +211,12 @@ def test_columns_are_expected_of_the_base_that_will_answer(demo_store: Path) -> 
     options = question_options_from_settings(Settings.load(demo_store), "lamp-2")
     with Registry.open(demo_store) as reg:
         context = WorkerContext(reg, "a base that is not here", chosen=False)
-        assert context.expected_columns(reg.users.get("ida"), options, []) == ["base", "common", "fused", "adapted"]
+        assert context.comparison_column_keys(reg.users.get("ida"), options, []) == [
+            "base",
+            "common",
+            "fused",
+            "adapted",
+        ]
 
 
 def test_a_base_is_loaded_again_where_the_banks_are_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,12 +65,12 @@ itself. A repository is a folder that is read as a whole.
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its meaning in a line, the module below this one, and the endings of its files' names.
+    """A file format: a description in one line, its module in this package, and the endings of its files' names.
 
     The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`, the module of a messenger a
     `MessengerReader`; a repository has none. `input_authors` names the authors of the inputs if these are other people;
-    then new users are not anchors by default. `third_parties` names the users if these are others than who imports
-    them; then new users are anchors only where a terminal or a flag says so.
+    then new users are not anchors by default. `third_parties` names the users if they are not the person who imports
+    them; then new users are anchors only with consent in the terminal or by a flag.
     """
 
     meaning: str
@@ -81,7 +81,7 @@ class Format:
     third_parties: str = ""
 
     def load(self) -> Reader:
-        """The module."""
+        """Import and return the module."""
         return cast(Reader, import_module(f"{__name__}.{self.module}"))
 
     def load_rows(self) -> RowReader:
@@ -97,7 +97,7 @@ class Format:
         return cast(MessengerReader, self.load())
 
 
-_CORRESPONDENTS = "those who wrote to you"
+_CORRESPONDENTS = "the people who wrote to you"
 
 FORMATS = {
     "lamp": Format("LaMP's questions, with --outputs also its answers", "lamp", kind="document"),
@@ -114,7 +114,9 @@ FORMATS = {
     ),
     "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
     "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
-    "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),
+    "messages": Format(
+        "conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "the people who ask"
+    ),
     "git": Format(
         "a git repository: each author's changes, and their messages",
         "",

@@ -1,4 +1,4 @@
-"""The files of a zip archive, read in place: nothing is unpacked. Knows no format."""
+"""The files of a zip archive, read without unpacking the archive."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mta_cli.pipeline.data.formats.parse_results import escape_unprintable
 
 ENDING, UNPACK = ".zip", "unpack the archive, and give the folder"
 MAX_BYTES = 1 << 30
-"""The most bytes that the texts of an archive may have together, and each of them alone."""
+"""The limit in bytes of all texts of an archive together."""
 MAX_DIRECTORY_BYTES = 1 << 26
-"""The most bytes of the list of an archive's files, which is read into memory."""
+"""The limit in bytes of an archive's file list, which is read into memory."""
 TEXT_ENDINGS = frozenset({".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eml", ".mbox"})
 
 _END = re.compile(re.escape(b"PK\5\6"))
 _ZIP64 = b"PK\6\7"
 _END_BYTES, _LONGEST_COMMENT, _DIRECTORY_SIZE_AT = 22, 0xFFFF, 12
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)  # it seeks to where the archive says
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)  # OSError: a damaged archive may name impossible offsets
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class ArchivedFile:
 
     @property
     def name(self) -> str:
-        """Its name without folders."""
+        """The file's name without folders."""
         return self.member.name
 
     @property
     def parent(self) -> PurePosixPath:
-        """Its folder in the archive."""
+        """The file's folder in the archive."""
         return self.member.parent
 
     def find(self, member: PurePosixPath) -> ArchivedFile | None:
-        """Another file of the archive."""
+        """The archive's file with the path `member`; None if there is none."""
         return ArchivedFile(self.archive, member) if str(member) in self.archive.NameToInfo else None
 
     @contextmanager
@@ -67,13 +67,13 @@ class ArchivedFile:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the path is a file that its name says to be a zip archive."""
+    """Whether the path is a file with the ending `.zip`."""
     return path.suffix.casefold() == ENDING and path.is_file()
 
 
 def text_files(path: Path) -> list[ArchivedFile]:
-    """The texts in an archive by name, without hidden ones. Raises `BadInput` for an archive that cannot be read, or is
-    too large when it is unpacked.
+    """The text files in an archive, sorted by name, without hidden ones.
+    Raises `BadInput` for an archive that cannot be read or whose texts are too large.
     """
     name = escape_unprintable(path.name)
     try:
@@ -83,17 +83,19 @@ def text_files(path: Path) -> list[ArchivedFile]:
         raise BadInput(f"{name} cannot be read: {system_reason(error)}") from error
     except (ValueError, NotImplementedError, struct.error, *_DAMAGED) as error:
         raise BadInput(
-            f"{name} is no zip archive, or is damaged: {error}", hint="download or copy the archive again"
+            f"{name} is not a zip archive, or is damaged: {error}", hint="download or copy the archive again"
         ) from error
     texts = [info for info in archive.infolist() if _is_text(info.filename)]
     total = sum(info.file_size for info in texts)
     if total > MAX_BYTES:
         raise BadInput(
-            f"the texts in {name} have {total / 2**20:,.0f} MiB; the most is {MAX_BYTES / 2**20:,.0f} MiB",
+            f"the text files in {name} have {total / 2**20:,.0f} MiB; the most is {MAX_BYTES / 2**20:,.0f} MiB",
             hint=UNPACK,
         )
     if not texts:
-        raise BadInput(f"{name} is an archive without texts", hint=f"texts end in {', '.join(sorted(TEXT_ENDINGS))}")
+        raise BadInput(
+            f"{name} contains no text files", hint=f"names of text files end in {', '.join(sorted(TEXT_ENDINGS))}"
+        )
     return sorted((ArchivedFile(archive, PurePosixPath(info.filename)) for info in texts), key=lambda file: file.member)
 
 
@@ -104,7 +106,7 @@ def _is_text(name: str) -> bool:
 
 
 def _require_small_directory(path: Path, name: str) -> None:
-    """Raises `BadInput` before a list of files that would fill the memory is read."""
+    """Raises `BadInput` if the archive's file list would fill the memory, before it is read."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - _END_BYTES - _LONGEST_COMMENT - len(_ZIP64) - 20))
@@ -112,4 +114,4 @@ def _require_small_directory(path: Path, name: str) -> None:
     ends = (found.start() + _DIRECTORY_SIZE_AT for found in _END.finditer(end))
     sizes = [int.from_bytes(end[at : at + 4], "little") for at in ends]
     if _ZIP64 in end or max(sizes, default=0) > MAX_DIRECTORY_BYTES:
-        raise BadInput(f"{name} is too large an archive: it is in ZIP64 or lists too many files", hint=UNPACK)
+        raise BadInput(f"{name} is too large: it is a ZIP64 archive or lists too many files", hint=UNPACK)

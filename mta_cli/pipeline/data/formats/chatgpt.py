@@ -14,7 +14,7 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.turns import Time, Turn, clean_text, known_time, pair_turns
 
-BROKEN = "conversations whose messages do not lead to the last one"
+BROKEN = "conversations with missing messages"
 NO_TEXT = "messages without text"
 
 
@@ -57,9 +57,7 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Rows of the assistant's message (at first the title) and the user's next message, from the visible branch of each
-    conversation.
-    """
+    """Rows of the assistant's message (for the first row the title) and the user's reply, from each visible branch."""
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)
@@ -86,7 +84,7 @@ def _shown_messages(conversation: _Conversation) -> list[_Message | None]:
 
 
 def _turn(message: _Message | None, place: SourceLocation, findings: ParseFindings) -> Turn | None:
-    """The turn of a message between user and assistant; None for a hidden message. Tool calls have no text."""
+    """The turn of a message; None for a hidden message or another role. The text of tool calls is left out."""
     if message is None or message.author is None or message.author.role not in ("user", "assistant"):
         return None
     if message.weight == 0 or (message.metadata and message.metadata.is_visually_hidden_from_conversation):

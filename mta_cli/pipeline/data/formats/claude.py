@@ -36,7 +36,7 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Rows of the assistant's message (at first the conversation's name) and the user's next message."""
+    """Rows of the assistant's message (for the first row the conversation's name) and the user's reply."""
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)

@@ -1,6 +1,4 @@
-"""CSV and similar tables: a header line, and cells separated by commas, semicolons or tabs. Does not interpret
-columns.
-"""
+"""Reads CSV and similar tables: a header line, and cells separated by commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -25,16 +23,15 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Every row below the header line. The separator is the one that gives the header most columns.
+    """Every row below the header line. The separator is the one that gives the header the most columns.
 
-    A first column without a name is taken for row numbers and ignored; other columns without a name are named by their
-    position.
+    A first column without a name is ignored, as row numbers; other columns without a name are named by position.
     """
     return csv_rows(iter_lines(stream, file, findings), file, findings)
 
 
 def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The rows of numbered lines. Invalid UTF-8 bytes become lone surrogates."""
+    """The rows of a table given as numbered lines. Invalid UTF-8 bytes become lone surrogates."""
     numbered = iter(lines)
     texts = (text for _, text in _decode_lines(numbered))
     head = next((text for text in texts if text.strip()), None)
@@ -50,7 +47,7 @@ def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRo
     counts = Counter(name.casefold() for name in names if name)
     twice = sorted(name for name, count in counts.items() if count > 1)
     for name in twice:
-        findings.add_fault(SourceLocation(file), f"the column {format_value(name)} stands there twice", "header")
+        findings.add_fault(SourceLocation(file), f"the column {format_value(name)} appears twice", "header")
     if not twice:
         yield from _read_body(numbered, names, separator, file, findings)
 

@@ -42,7 +42,7 @@ class FileSample:
 
     @property
     def first_line(self) -> str:
-        """The first line that is not blank, cut at the end of the sample; bytes that are not UTF-8 are replaced."""
+        """The first line of `start`, cut at the end of the sample; invalid UTF-8 bytes are replaced."""
         return self.start.partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
 
 
@@ -95,11 +95,10 @@ def require_format(sample: FileSample, named: str | None) -> str:
     return named
 
 
-def is_clearly_known(stream: BinaryIO, name: str) -> bool:
-    """Whether a file found in a folder should be read. It must be recognised for certain, because prose can look like a
-    table.
+def is_certainly_importable(stream: BinaryIO, name: str) -> bool:
+    """Whether a file found in a folder is imported: its format is known, and a table has a table's ending.
 
-    `stream` is at its start, before and after.
+    Prose can look like a table. `stream` is at its start, before and after.
     """
     try:
         sample = read_sample(stream, name)
@@ -110,14 +109,14 @@ def is_clearly_known(stream: BinaryIO, name: str) -> bool:
     return found is not None and (found != "csv" or Path(name).suffix.casefold() in FORMATS[found].endings)
 
 
-def conversations(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
-    """Those files of an archive that their content shows to be chats, mail or documents, because an account's export
-    also has tables of other things; all files if there are none.
+def prefer_non_tables(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
+    """The files of an archive that are recognised as chats, mail or documents; all files if there are none.
+    An account's export also contains tables of other things.
     """
-    return [file for file in files if _is_no_table(file)] or list(files)
+    return [file for file in files if _is_not_table(file)] or list(files)
 
 
-def _is_no_table(file: ArchivedFile) -> bool:
+def _is_not_table(file: ArchivedFile) -> bool:
     with open_rewindable(file) as stream:
         try:
             found = _recognise(read_sample(stream, file.name))

@@ -1,4 +1,4 @@
-"""Reads and checks the fields of one record; faults go to the findings. Knows no format and no task."""
+"""Reads and checks the fields of one record; faults go to the findings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RecordFields:
         return f"{self.inside}.{name}" if self.inside else name
 
     def add_field_fault(self, name: str, what: str) -> None:
-        """Report a faulty field."""
+        """Add a fault of the field `name` to the findings."""
         self.findings.add_fault(self.location, what, self.path(name))
 
     def has_value(self, name: str) -> bool:
@@ -56,11 +56,11 @@ class RecordFields:
         return isinstance(value, str) and not value.strip()
 
     def read_text_field(self, name: str) -> str | None:
-        """A required text."""
+        """The text of a required field."""
         return self._check_text(name, self.values.get(name))
 
     def read_scalar(self, name: str) -> str | None:
-        """A required text that may be written as a number: an id, a name, a label, a score."""
+        """The text of a required field that may be a number: an id, a name, a label, a score."""
         value = self.values.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             if value != value or value in (float("inf"), float("-inf")):
@@ -70,7 +70,7 @@ class RecordFields:
         return self._check_text(name, value)
 
     def read_id(self, name: str = "id") -> str | None:
-        """A required id."""
+        """The text of a required id field."""
         value = self.read_scalar(name)
         if value is not None and len(value) > MAX_ID_CHARS:
             self.add_field_fault(name, f"has {len(value):,} characters; the most is {MAX_ID_CHARS}")
@@ -78,14 +78,14 @@ class RecordFields:
         return value
 
     def read_user(self, name: str) -> str | None:
-        """A required user's name in the form in which it is stored, added to the file's users."""
+        """A required user's name in its stored form, which is added to the file's users."""
         stored = self.read_name(name)
         if stored is not None:
             self.findings.add_user(stored, str(self.values[name]))
         return stored
 
     def read_name(self, name: str) -> str | None:
-        """A required user's name in the form in which it is stored."""
+        """A required user's name in its stored form."""
         written = self.read_scalar(name)
         if written is None:
             return None
@@ -96,7 +96,7 @@ class RecordFields:
             return None
 
     def read_time(self, *names: str, may_fail: bool = False) -> str | None:
-        """The first of several optional times, in a form that sorts chronologically as text.
+        """The first filled field among `names`, as a normalised time; None without one.
 
         An unreadable time is a fault; with `may_fail` it is counted and left out.
         """
@@ -109,7 +109,7 @@ class RecordFields:
                 raise ValueError
             return normalise_time(str(value))
         except ValueError:
-            what = f"{format_value(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"
+            what = f"{format_value(value)} is not an ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"
             if may_fail:
                 self.findings.add_unread_time(self.location, what)
             else:
@@ -147,7 +147,7 @@ def text_fault(value: object) -> str | None:
     if len(value) > MAX_TEXT_CHARS:
         return f"has {len(value):,} characters; the most is {MAX_TEXT_CHARS:,}"
     if "\0" in value:
-        return "holds a NUL character"
+        return "contains a NUL character"
     try:
         value.encode()
     except UnicodeEncodeError as error:

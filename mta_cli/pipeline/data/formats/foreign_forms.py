@@ -22,7 +22,7 @@ _WORDS = {
 
 
 def convert(value: object, form: type[T], place: SourceLocation, findings: ParseFindings) -> T | None:
-    """The value as a struct; None after reporting the field and the expected type."""
+    """`value` as the struct `form`; if a field has another type, reports it to the findings and returns None."""
     try:
         return msgspec.convert(value, form)
     except msgspec.ValidationError as error:

@@ -46,7 +46,7 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
 
 class JsonText:
-    """The text of a JSON document, decoded in chunks; read text is dropped.
+    """A parser of a JSON document that decodes the stream in chunks and drops the text it has read.
 
     `values_read` counts the complete values read.
     """
@@ -66,50 +66,50 @@ class JsonText:
                 return self._text[self._at : self._at + 1]
             self._read_more(CHUNK_BYTES)
 
-    def take(self) -> str:
+    def read_char(self) -> str:
         """Read and return the next character that is not white space."""
         found = self.peek()
         self._at += len(found)
         return found
 
     def members(self) -> Iterator[None]:
-        """Yields at each member of the array that begins here; the caller reads the member before the next."""
-        self.take()
+        """Yields once before each member of the array that begins here; the caller must then read the member."""
+        self.read_char()
         if self.peek() == "]":
-            self.take()
+            self.read_char()
             return
         separator = ","
         while separator == ",":
             yield
-            separator = self.take()
+            separator = self.read_char()
         if separator != "]":
             self.fail("Expecting ',' delimiter")
 
     def names(self) -> Iterator[str]:
-        """Yields the name of each member of the object that begins here; the caller reads its value before the next."""
-        self.take()
+        """Yields the name of each member of the object that begins here; the caller must then read its value."""
+        self.read_char()
         if self.peek() == "}":
-            self.take()
+            self.read_char()
             return
         separator = ","
         while separator == ",":
             if self.peek() != '"':
                 self.fail("Expecting property name enclosed in double quotes")
             key = str(self.read_value())
-            if self.take() != ":":
+            if self.read_char() != ":":
                 self.fail("Expecting ':' delimiter")
             yield key
-            separator = self.take()
+            separator = self.read_char()
         if separator != "}":
             self.fail("Expecting ',' delimiter")
 
     def require_end(self) -> None:
-        """Raises `BadInput` if anything follows."""
+        """Raises `BadInput` if anything but white space follows."""
         if self.peek():
             self.fail("Extra data")
 
     def read_value(self) -> Any:
-        """The value that begins here."""
+        """Read and return the value that begins here."""
         self.values_read += 1
         self.peek()
         size = CHUNK_BYTES
@@ -117,7 +117,7 @@ class JsonText:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Inside a string, word, number or escape an error may only mean that more text must be decoded.
+                # An error inside a string, word, number or escape may only mean that the chunk ends there.
                 word = 0 if self._ended else _LONGEST_WORD
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text.rstrip()) - word
                 if self._ended or not cut:
@@ -134,7 +134,7 @@ class JsonText:
             size *= 2  # doubling keeps the total decoding time of a long value linear
 
     def fail(self, message: str, *, cut: bool = False) -> NoReturn:
-        """Raises `BadInput` about this place."""
+        """Raises `BadInput` with `message` and the number of the current record."""
         what = "is cut short" if cut or not self.peek() else "is not JSON"
         raise BadInput(f"{self._file} {what}: {message} (record {self.values_read})")
 

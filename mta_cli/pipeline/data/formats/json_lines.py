@@ -1,4 +1,4 @@
-"""JSONL: one JSON object per line. Knows no columns."""
+"""Reads JSONL: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 
 
 def jsonl_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The objects of numbered lines."""
+    """The objects of a file given as numbered lines; a line without an object is a fault."""
     number = 0
     for line, content in lines:
         if not content.strip():

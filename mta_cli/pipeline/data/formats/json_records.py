@@ -1,4 +1,4 @@
-"""A JSON list of records, each an object. Knows no columns."""
+"""Reads a JSON list of records, each an object."""
 
 from __future__ import annotations
 

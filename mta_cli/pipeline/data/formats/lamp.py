@@ -41,7 +41,7 @@ class GoldAnswers:
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """The parts of a task that a parser needs: its name, its fields in a history entry, and how to strip a question."""
+    """A task's name, its fields in a history entry, and the function that strips the instruction from a question."""
 
     task: str
     input_fields: tuple[str, ...]
@@ -49,7 +49,7 @@ class FieldMapping:
     strip_instruction: Callable[[str], str]
 
     def parse_history_item(self, entry: RecordFields) -> NewItem | None:
-        """The entry as a history item; None if a field is faulty or blank (which is counted as left out)."""
+        """A profile entry as a history item; None if a field is faulty, or blank (then it is counted as left out)."""
         key = entry.read_id()
         blank = next((name for name in (*self.input_fields, *self.output_fields) if entry.is_blank(name)), None)
         if blank is not None:
@@ -63,19 +63,19 @@ class FieldMapping:
         return NewItem(key, self.task, _join_fields(question), _join_fields(answer), time)
 
     def parse_question(self, entry: RecordFields) -> str | None:
-        """A question's input without the instruction that its task repeats."""
+        """A question's input without the task's instruction; None if the field is faulty."""
         raw = entry.read_text_field("input")
         if raw is None:
             return None
         stripped = self.strip_instruction(raw)
         if not stripped.strip():
-            entry.add_field_fault("input", "holds the instruction and nothing else")
+            entry.add_field_fault("input", "contains only the instruction")
             return None
         return stripped
 
 
 def parse_golds(document: object, file: str, findings: ParseFindings) -> GoldAnswers:
-    """Every gold answer of an outputs document; faults go to the findings."""
+    """The task and the gold answers of an outputs document; faults go to the findings."""
     whole = RecordFields.from_value(document, SourceLocation(file), findings)
     answers: dict[str, str] = {}
     if whole is None:
@@ -103,7 +103,7 @@ def parse_questions(
     findings: ParseFindings,
     staged: StagedRecords,
 ) -> Iterator[Record]:
-    """Stage the histories and, for questions with a known gold answer, held-out queries of a file of questions."""
+    """Stage the histories in a file of questions, and a held-out query for each question with a gold in `answers`."""
     ids, asked = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)

@@ -1,4 +1,4 @@
-"""Apache Parquet tables. Does not interpret columns."""
+"""Reads Apache Parquet tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Every row; dates become ISO 8601. Raises UsageError without pyarrow, and `BadInput` for a damaged file."""
+    """Every row, with dates in ISO 8601. Raises UsageError without pyarrow, and `BadInput` for a damaged file."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile

@@ -1,4 +1,4 @@
-"""The results of every parser: records, and findings about the file. Knows no format and no limit."""
+"""The results of every parser: records, and findings about the file."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ class Record:
 
 
 class ParseFindings:
-    """A parser's findings besides records: faults (the first 20 described, all counted), and notes.
+    """A parser's findings: faults (the first 20 described, all counted), counts of left-out records, and notes.
 
-    With `skip_faulty` a faulty record is left out and counted; other faults still make the file unusable. `groups` are
-    the groups that the file gives by user, such as a repository or a team. `notes` say what was read, `doubts` what was
-    assumed.
+    With `skip_faulty` a faulty record is left out and counted; other faults still make the file unusable. `groups` is
+    each user's group in the file, such as a repository. `notes` say what was read, `doubts` what was assumed.
     """
 
     def __init__(self, *, skip_faulty: bool = False) -> None:
@@ -64,9 +63,9 @@ class ParseFindings:
         self.groups: dict[str, str] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
-        """A fault, which makes the file unusable; `field` is the path inside the record.
+        """Record a fault, which makes the file unusable; `field` is the path inside the record.
 
-        `of_record`: the file is usable without this record.
+        With `of_record`, the fault concerns the record alone, and `skip_faulty` can leave the record out.
         """
         if self.skip_faulty and of_record and place.record is not None:
             self.skipped_places.add(place)
@@ -84,12 +83,12 @@ class ParseFindings:
         self.unread_time_example = self.unread_time_example or f"{place}: {what}"
 
     def add_ignored_field(self, name: str) -> None:
-        """Note the name of an ignored field; at most 20 names are kept."""
+        """Record the name of a field that is not read; at most 20 names are kept."""
         if len(self.ignored_fields) < MAX_LISTED_FAULTS:
             self.ignored_fields[name] = None
 
     def add_user(self, name: str, written: str) -> None:
-        """Note a user, and the written form of the name if it differs from the stored form."""
+        """Record a user, and the form in which the file writes the name, if it differs from the stored form."""
         if written != name:
             self.spellings.setdefault(name, {name} if name in self.users else set()).add(written)
         elif name in self.spellings:
@@ -111,14 +110,15 @@ class ParseFindings:
 
 
 class SeenIds:
-    """Ids of history items and of queries, each unique per user and task. Their records are staged."""
+    """Stages records and checks that the ids of items and of queries are unique for each user and task."""
 
     def __init__(self, findings: ParseFindings, staged: StagedRecords) -> None:
         self._findings, self._staged = findings, staged
 
     def add_if_new(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
-        """Stage the record if its id is new; returns whether it was. A used id is a fault, unless `may_repeat` and the
-        content is unchanged.
+        """Stage the record if its id is new; returns whether it was.
+
+        A used id is a fault; with `may_repeat` only if the content differs.
         """
         place = record.location
         known = self._staged.add(StagedRecord(record.user, record.held_out, record.item, place.record, place.line))
@@ -149,5 +149,5 @@ def format_value(value: object, most: int = 40) -> str:
 
 
 def escape_unprintable(text: str) -> str:
-    """`text` in quotes with unprintable characters escaped; letters of all scripts stay."""
+    """`text` in quotes with unprintable characters escaped; letters of all scripts are kept."""
     return repr(text).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Reads a file's bytes as a JSON document or as lines, within limits on size and depth. Knows no users and no tasks."""
+"""Reads a file's bytes as a JSON document or as lines, within limits on size and depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mta_cli.plain_file import refuse_special_file
 from store.files import missing_file_hint
 
 FILE_BYTES = 1 << 30
-"""The largest file that is read."""
+"""The largest file that is read, in bytes."""
 LINE_BYTES = 10_000_000
 """The longest line of a JSONL or CSV file."""
 MBOX_BYTES = 1 << 36
@@ -121,13 +121,13 @@ def raise_too_large(path: Path | ArchivedFile, size: int) -> NoReturn:
 
 
 def read_document(path: Path | ArchivedFile) -> Any:
-    """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
+    """The JSON document in a file. Raises only `NotFound` or `BadInput`."""
     with open_file(path) as stream:
         if isinstance(path, ArchivedFile):
             content = stream.read()
         else:
             info = os.fstat(stream.fileno())
-            # `read` allocates its argument at once, so the file's own size is passed.
+            # `read(n)` allocates n bytes at once, so n is the file's size rather than the limit.
             content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
         raise_too_large(path, len(content))
@@ -149,7 +149,7 @@ def parse_document(content: bytes, file: str) -> Any:
 
 
 def strict_json_loads(text: str) -> Any:
-    """`json.loads` without NaN, infinities and deep nesting. Raises ValueError only; JSONDecodeError is one."""
+    """`json.loads` that refuses NaN, infinities and too deep nesting. Raises only ValueError or a subclass."""
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
@@ -158,7 +158,7 @@ def strict_json_loads(text: str) -> Any:
 
 def reject_constant(name: str) -> NoReturn:
     """Raise ValueError for NaN and infinities, which Python's JSON accepts."""
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 _DECODER = json.JSONDecoder(parse_constant=reject_constant)
@@ -211,7 +211,7 @@ def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
 
 def _skip_line(stream: BinaryIO, piece: bytes) -> int:
-    """Read on to the end of the line that `piece` begins; returns the bytes skipped, at most a file's worth."""
+    """Skip the rest of the line that begins with `piece`; returns the skipped bytes, about `FILE_BYTES` at most."""
     skipped = 0
     while piece and not piece.endswith(b"\n") and skipped <= FILE_BYTES:
         piece = stream.readline(LINE_BYTES)

@@ -1,4 +1,4 @@
-"""Rows of named cells → records `{user, input, output}`, with `id`, `time` and `task` when known. Knows no store."""
+"""Turns rows of named cells into records with user, input, output, and id, time and task if the row has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mta_cli.engine.text.labels import format_number, parse_number, round_number
-from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping
+from mta_cli.pipeline.data.column_mapping import REQUIRED_PARTS, ColumnMapping
 from mta_cli.pipeline.data.formats.fields import RecordFields
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, SeenIds, SourceLocation, format_value
 from store.records import NewItem
@@ -34,8 +34,7 @@ def parse_rows(
     keep_untimed: bool = False,
     scale: tuple[float, float] = (-math.inf, math.inf),
 ) -> Iterator[Record]:
-    """Stage the history items of the rows. `task` is for rows that name none; `user`, if given, is the user of all
-    rows.
+    """Stage the history items of the rows. `task` is for rows without one; `user`, if given, is the user of all rows.
 
     With mapped columns, or `round_to`, a row with an empty required part is left out and counted. With `round_to`,
     outputs are numbers and are rounded to multiples of it (exact multiples keep their text); a row whose output is not
@@ -43,7 +42,7 @@ def parse_rows(
     without it and counted.
     """
     ids = SeenIds(findings, staged)
-    needed = NEEDED if user is None else NEEDED[1:]
+    needed = REQUIRED_PARTS if user is None else REQUIRED_PARTS[1:]
     may_be_blank = () if columns.is_default and not round_to else needed
     for place, row in rows:
         fields = RecordFields(columns.read(row, place.file), place, findings)
@@ -64,10 +63,10 @@ def parse_rows(
                 continue
             rounded = round_number(number, round_to)
             if not scale[0] - _LABEL_ERROR <= rounded <= scale[1] + _LABEL_ERROR:
-                findings.skip_counts[f"rows whose output is off the scale {scale[0]:g} to {scale[1]:g}"] += 1
+                findings.skip_counts[f"rows whose output is outside the scale {scale[0]:g} to {scale[1]:g}"] += 1
                 continue
             if not math.isclose(rounded, number, abs_tol=1e-9):
-                answer = format_number(rounded)  # exact multiples stay as written
+                answer = format_number(rounded)
         time = fields.read_time("time", may_fail=keep_untimed)
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:

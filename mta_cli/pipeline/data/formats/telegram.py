@@ -1,4 +1,4 @@
-"""Telegram's export: personal chats, one (`messages`) or all (`chats.list`). Memory holds one message at a time."""
+"""Reads the personal chats of Telegram's export of one chat or of all, message by message."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.turns import Time, Turn, clean_text, known_time, pair_turns
 
-NOT_PERSONAL = "chats that are not with one user"
+NOT_PERSONAL = "chats that are not with one person"
 SERVICE, NO_TEXT, FORWARDED, NO_AUTHOR = (
     "service messages",
     "messages without text",
-    "forwarded messages, and those of a bot",
+    "forwarded messages and messages of bots",
     "messages without an author",
 )
 _ONE_CHAT = re.compile(
@@ -90,7 +90,7 @@ def _read_chat(
 def _read_turns(
     text: JsonText, other: str, places: Iterator[SourceLocation], findings: ParseFindings
 ) -> Iterator[Turn]:
-    """The turns of a chat with person number `other`; all other messages are the user's own."""
+    """The turns of a chat with the person whose id is `other`; all other messages are the user's."""
     for _ in text.members():
         place = next(places)
         message = convert(text.read_value(), _Message, place, findings)

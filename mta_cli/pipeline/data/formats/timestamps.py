@@ -1,4 +1,4 @@
-"""Normalises ISO 8601 times and Unix times to a form that sorts chronologically as text. Knows no records."""
+"""Normalises ISO 8601 times and Unix times to a form that sorts chronologically as text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _UNIX = re.compile(r"(\d{9,10})(\d{3})?(\.\d+)?", re.ASCII)
 
 
 def normalise_time(text: str) -> str:
-    """`YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC, assumed where no offset is.
+    """A time as `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC (also if it has no offset).
 
-    Also of `YYYY/MM/DD`, and of Unix time in seconds (9 or 10 digits) or milliseconds (12 or 13). Raises ValueError for
-    anything else.
+    `text` is ISO 8601, `YYYY/MM/DD`, or Unix time in seconds (9 or 10 digits) or milliseconds (12 or 13). Raises
+    ValueError for anything else.
     """
     text = text.strip()
     if not text.isascii():
@@ -38,6 +38,6 @@ def normalise_time(text: str) -> str:
 
 
 def may_be_same_day(one: str | None, other: str | None) -> bool:
-    """Whether two normalised times can be on the same day. A year or month can be any of its days, None any day."""
+    """Whether two normalised times can be on the same day. A year or month can mean any of its days, None any day."""
     days = one or "", other or ""
     return days[0][:10].startswith(days[1][:10]) or days[1][:10].startswith(days[0][:10])

@@ -1,4 +1,4 @@
-"""Turns a conversation into rows: the other side's message and the user's reply. Knows no format."""
+"""Turns a conversation into rows of the other side's message and the user's reply."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
-UNPROMPTED = "your first words of a conversation"
+UNPROMPTED = "your messages that begin a conversation"
 NO_QUESTION = "your replies to messages without text"
 
 
 Time = str | int | float | None
-"""A time in an export."""
+"""A time as exports write it."""
 
 
 class TextPart(Struct):
@@ -28,10 +28,10 @@ class TextPart(Struct):
 
 
 class Turn(NamedTuple):
-    """A message of the user (`mine`) or of somebody else; `text` is "" if its content is left out.
+    """A message of the user (`mine`) or of another sender; `text` is "" if its content is left out.
 
-    `sender` tells the others apart where there are several. `answers` is the text of the earlier message that this one
-    names as its question ("" if that has no text or is missing); None if it names none.
+    `sender` distinguishes several other senders. `answers` is the text of the earlier message to which this one is
+    marked as a reply ("" if that is missing or has no text); None without such a mark.
     """
 
     mine: bool
@@ -43,10 +43,10 @@ class Turn(NamedTuple):
 
 
 class TurnPairs:
-    """Pairs the turns of one conversation as they come. `title` is the input of a first turn of the user.
+    """Pairs the turns of one conversation. `title` is the input if the user's turn comes first.
 
     Consecutive messages of a sender are one turn. A row is a turn of the user with text; its input is the message that
-    the turn names, else the preceding turn. The user's turns without an input are left out and counted.
+    it replies to, else the preceding turn. The user's turns without an input are left out and counted.
     """
 
     def __init__(self, findings: ParseFindings, title: str = "") -> None:
@@ -57,7 +57,7 @@ class TurnPairs:
         self._texts, self._size = list[str](), 0
 
     def add(self, message: Turn) -> Iterator[RawRow]:
-        """The row of the turn that this message ends, if any."""
+        """Add a message. Yields a row if it ends a turn of the user."""
         same = self._first is not None and (self._first.mine, self._first.sender) == (message.mine, message.sender)
         if not same or message.answers is not None:
             yield from self.end()
@@ -68,7 +68,7 @@ class TurnPairs:
             self._size += len(message.text)
 
     def end(self) -> Iterator[RawRow]:
-        """The row of the last turn, if any."""
+        """End the conversation. Yields a row if its last turn is the user's."""
         first, said, text = self._first, self._said, "\n".join(self._texts)
         self._begin_turn(None)
         if first is not None and not first.mine:
@@ -86,7 +86,7 @@ class TurnPairs:
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
-    """A row for each turn of the user with text, of one conversation (`TurnPairs`)."""
+    """The rows of one conversation: one for each of the user's turns with text and an input (see `TurnPairs`)."""
     pairs = TurnPairs(findings, title)
     for turn in turns:
         yield from pairs.add(turn)
@@ -99,7 +99,7 @@ def clean_text(text: str | None) -> str:
 
 
 def join_parts(parts: Iterable[TextPart]) -> str:
-    """The texts among the parts of a message, a line each."""
+    """The text parts of a message, joined by line breaks."""
     return "\n".join(filter(None, (clean_text(part.text) for part in parts if part.type == "text")))
 
 

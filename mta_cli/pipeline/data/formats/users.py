@@ -1,4 +1,4 @@
-"""A JSON list of users `[{user_id, group?, profile, query: [{id, input, gold, date?}]}]`. Knows no store."""
+"""Reads a JSON list of users `[{user_id, group?, profile, query: [{id, input, gold, date?}]}]`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recognise(sample: FileSample) -> bool:
 def parse_users(
     entries: Iterable[object], shape: FieldMapping, file: str, findings: ParseFindings, staged: StagedRecords
 ) -> Iterator[Record]:
-    """Histories and held-out queries of a file of users, staged; their groups go to the findings."""
+    """Stage the histories and held-out queries of a file of users; their groups go to the findings."""
     ids, known = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)

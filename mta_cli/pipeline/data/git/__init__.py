@@ -1,1 +1,1 @@
-"""Reads git repositories: whose commits they hold, and what the commits change."""
+"""Reads git repositories: the authors of commits, and what the commits change."""

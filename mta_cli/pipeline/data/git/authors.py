@@ -1,4 +1,4 @@
-"""Who the authors of commits are: bots are told apart, and the addresses and spellings of one person are joined.
+"""Finds the people behind the authors of commits: excludes bots, joins the addresses and spellings of one person.
 
 Names come from git, which has applied the repository's mailmap.
 """
@@ -16,23 +16,23 @@ from mta_cli.errors import BadInput
 from store.names import MAX_NAME_CHARS, check_name, normalise_name
 
 FIRM_COMMITS = 3
-"""The commits under a name after which it stays the author's name."""
+"""After this number of commits under a name, the name stays the author's."""
 MAX_NAMES_OF_ADDRESS = 4
-"""An address with more names is shared, as that of a mailing list, and joins nobody."""
+"""An address with more names is shared, such as a mailing list's, and does not identify a person."""
 _BOT = re.compile(
     r"\[bot\]|(^|[\s_.-])bot($|[\s_.-])|_bot_|^(dependabot|renovate|greenkeeper|pyup|snyk|mergify|bors|codecov|"
     r"github[ -]actions?|pre-commit[ -]ci|semantic-release|allcontributors|weblate|transifex|copybara|imgbot)\b",
     re.IGNORECASE,
 )
 _BOT_ADDRESSES = frozenset({"noreply@github.com", "action@github.com", "actions@github.com"})
-_NAMES_OF_NOBODY = frozenset(
+_PLACEHOLDER_NAMES = frozenset(
     {"", "root", "unknown", "user", "admin", "administrator", "anonymous", "ubuntu", "your name", "no author"}
     | {"(no author)", "name", "none", "nobody", "me", "test", "git"}
 )
-_BOXES_OF_NOBODY = frozenset(
+_PLACEHOLDER_MAILBOXES = frozenset(
     {"", "root", "none", "noreply", "no-reply", "unknown", "nobody", "you", "user", "(no author)"}
 )
-_HOSTS_OF_NOBODY = ("localhost", "localdomain", ".local", ".lan", "(none)")
+_LOCAL_HOSTS = ("localhost", "localdomain", ".local", ".lan", "(none)")
 
 Identity = tuple[str, str]
 """A name and an address, as git gives them."""
@@ -47,9 +47,8 @@ def is_bot(name: str, address: str) -> bool:
 class Authors:
     """The people behind the identities of a history.
 
-    Identities with the same name or the same address are one person's, except for names and addresses that belong to
-    nobody. The person's name is the first under which they made `FIRM_COMMITS` commits, so that it stays when the
-    history grows.
+    Identities with the same name or address belong to one person, except placeholders such as `root` and `noreply`. The
+    person's name is the first under which they made `FIRM_COMMITS` commits, so that it stays when the history grows.
     """
 
     def __init__(self) -> None:
@@ -59,7 +58,7 @@ class Authors:
         self._users: list[str | None] = []
 
     def add(self, identity: Identity, commit: str) -> int:
-        """Note a commit, from the oldest on; returns the identity's number."""
+        """Record a commit; commits come oldest first. Returns the number of the identity."""
         number = self._numbers.setdefault(identity, len(self._numbers))
         if number == len(self._first_commits):
             self._first_commits.append(commit)
@@ -67,7 +66,7 @@ class Authors:
         return number
 
     def join(self, *, pseudonyms: bool) -> None:
-        """Find the people, after the last commit. With `pseudonyms` their names are made from their first commits."""
+        """Join identities into people, after the last commit. With `pseudonyms`, names are hashes of first commits."""
         people = _join_identities(list(self._numbers))
         if pseudonyms:
             firsts = dict(zip(reversed(people), reversed(self._first_commits), strict=True))
@@ -78,22 +77,22 @@ class Authors:
             self._users = [names[person] for person in people]
 
     def user(self, number: int) -> str | None:
-        """The user's name of an identity's number; None if no usable name was found."""
+        """The user name of the identity with this number; None if there is no usable name."""
         return self._users[number]
 
     def user_of(self, identity: Identity) -> str | None:
-        """The user's name of an identity that was added."""
+        """The user name of an identity; None if it was not added or has no usable name."""
         number = self._numbers.get(identity)
         return None if number is None else self._users[number]
 
     def _choose_names(self, people: list[int]) -> dict[int, str | None]:
-        """A name for each person."""
+        """The name of each person, None without a usable one."""
         written = [_clean_name(name) for name, _ in self._numbers]
         counts: dict[int, Counter[str]] = {}
         firm: dict[int, str] = {}
         for number in self._order:
             name, person = written[number], people[number]
-            if name is None or _is_nobody(name):
+            if name is None or _is_placeholder_name(name):
                 continue
             own = counts.setdefault(person, Counter())
             own[name] += 1
@@ -111,7 +110,7 @@ class Authors:
 
 
 def _join_identities(identities: list[Identity]) -> list[int]:
-    """The number of the person behind each identity: the first of their identities."""
+    """For each identity, the number of the first identity of the same person."""
     parents = list(range(len(identities)))
 
     def find(number: int) -> int:
@@ -124,7 +123,7 @@ def _join_identities(identities: list[Identity]) -> list[int]:
     first_with: dict[tuple[str, str], int] = {}
     for number, (name, address) in enumerate(identities):
         name_key, box = _name_key(name), _address_key(address)
-        keys = [("name", name_key)] if not _is_nobody(name_key) else []
+        keys = [("name", name_key)] if not _is_placeholder_name(name_key) else []
         keys += [("address", box)] if box is not None and box not in shared else []
         for key in keys or [("neither", name_key or address)]:
             one, other = find(first_with.setdefault(key, number)), find(number)
@@ -137,27 +136,27 @@ def _shared_addresses(identities: Iterable[Identity]) -> set[str]:
     for name, address in identities:
         if (box := _address_key(address)) is not None:
             names.setdefault(box, set()).add(_name_key(name))
-    return {box for box, found in names.items() if len(found - _NAMES_OF_NOBODY) > MAX_NAMES_OF_ADDRESS}
+    return {box for box, found in names.items() if len(found - _PLACEHOLDER_NAMES) > MAX_NAMES_OF_ADDRESS}
 
 
 def _name_key(name: str) -> str:
     return normalise_name(_clean_name(name) or "")
 
 
-def _is_nobody(name: str) -> bool:
-    return name.casefold() in _NAMES_OF_NOBODY
+def _is_placeholder_name(name: str) -> bool:
+    return name.casefold() in _PLACEHOLDER_NAMES
 
 
 def _address_key(address: str) -> str | None:
-    """An address without case; None for one that says nothing about its owner."""
+    """An address in folded case; None for a placeholder such as `noreply` or a local host."""
     box, _, host = address.casefold().strip().partition("@")
-    if not host or box in _BOXES_OF_NOBODY or host.endswith(_HOSTS_OF_NOBODY):
+    if not host or box in _PLACEHOLDER_MAILBOXES or host.endswith(_LOCAL_HOSTS):
         return None
     return f"{box}@{host}"
 
 
 def _clean_name(raw: str) -> str | None:
-    """A name that a user can have: as it is, else without what a name may not hold; None if nothing is left."""
+    """The name as a valid user name, if necessary without invalid characters; None if nothing is left."""
     for name in (raw, "".join(char if unicodedata.category(char)[0] not in "CZ" else " " for char in raw)):
         name = " ".join(name.split()).lstrip("- ")[:MAX_NAME_CHARS]
         try:

@@ -1,6 +1,6 @@
-"""A change as a question: its files and some changed lines, from the diffs that git prints.
+"""Turns a diff of git into a question: the changed files and some changed lines.
 
-Imports and questions about a staged change use the same functions, so that what is asked looks like what was learned.
+Imports and questions about staged changes use the same functions, so that questions look like the training data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIFF_FLAGS = (
     "--inter-hunk-context=0",
     "--submodule=short",
 )
-"""Flags of git's plumbing commands for the diffs that are read here."""
+"""Flags of git's plumbing commands, for diffs that `read_changes` can parse."""
 MAX_FILES, MAX_LINES = 3, 4
 PATH_CHARACTERS, LINE_CHARACTERS = 80, 100
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
@@ -47,7 +47,7 @@ class _File:
 
 @dataclass
 class Change:
-    """What a commit changes. Holds the first files and lines only, however large the diff is."""
+    """The changes of a commit: the number of files, and the first files and lines, however large the diff is."""
 
     files: list[_File] = field(default_factory=list)
     file_count: int = 0
@@ -56,7 +56,7 @@ class Change:
 
     @property
     def question(self) -> str:
-        """The question: a line of files, then removed and added lines, half of each where there are enough.
+        """The question: a line of files, then removed and added lines, half of each if there are enough.
 
         Empty if no file is changed.
         """
@@ -67,7 +67,7 @@ class Change:
         return "\n".join([files, *(f"- {line}" for line in removed), *(f"+ {line}" for line in added)]).strip()
 
     def begin_file(self, line: bytes) -> _File:
-        """Note the file of a line `diff --git a/PATH b/PATH`; renames name their paths again."""
+        """Add the file of a line `diff --git a/PATH b/PATH`; for renames, later lines repeat the paths."""
         both = line.removeprefix(b"diff --git ").rstrip(b"\n")
         file = _File(_decode(both[: len(both) // 2]).strip('"').removeprefix("a/"))
         self.file_count += 1
@@ -76,7 +76,7 @@ class Change:
         return file
 
     def add_line(self, line: bytes) -> None:
-        """Keep a line of a hunk if it has a word and is not there yet."""
+        """Keep a line of a hunk if it contains a word, is new, and there are fewer than `MAX_LINES`."""
         kept = self.added_lines if line.startswith(b"+") else self.removed_lines
         if len(kept) == MAX_LINES:
             return
@@ -86,15 +86,15 @@ class Change:
 
 
 def read_changes(lines: Iterable[bytes], fields: int) -> Iterator[tuple[list[bytes], Change]]:
-    """Yields each commit's header fields, which stand between NULs, and its change.
+    """Yields the header fields (separated by NULs) and the change of each commit in git's output.
 
-    A diff without headers is one change, with `fields` 0; it has no header.
+    With `fields` 0 the output is one diff without a header.
     """
     waiting = iter(lines)
     header: list[bytes] = []
     change, file, in_hunk = Change(), _File(""), False
     for line in waiting:
-        if line.startswith((b"+", b"-")):  # nothing else begins with these, but the two lines of a file's names
+        if line.startswith((b"+", b"-")):  # changed lines, or the two lines with a file's names
             if in_hunk:
                 change.add_line(line)
         elif line.startswith(b"\0"):

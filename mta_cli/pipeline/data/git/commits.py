@@ -1,4 +1,4 @@
-"""The commits of a repository as rows: what an author changed, and the message they wrote. Streams; knows no store."""
+"""Turns a repository's commits into rows of what an author changed and the message they wrote."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MERGES, BOTS, REVERTS, UNTITLED, EDGES, TWICE, OLD, ELSEWHERE, UNCHANGED, NAMELE
     "commits of bots",
     "reverts",
     "commits without a message",
-    "commits at the edge of a shallow clone",
-    "commits that came twice",
+    "first commits of a shallow clone, whose changes are unknown",
+    "commits that occur twice",
     "commits before the date",
     "commits that change nothing in these paths",
     "commits without a changed file",
@@ -50,7 +50,7 @@ def read_commits(folder: Path, selection: CommitSelection, findings: ParseFindin
     with tempfile.TemporaryFile() as chosen:
         authors = _choose_commits(git, selection, findings, chosen)
         chosen.seek(0)
-        # The messages are read again, so that they need not be kept.
+        # Messages are read a second time here, so that memory does not hold all of them.
         flags = ("--stdin", "--root", "--always", *_FLAGS, *DIFF_FLAGS)
         with git.stream("diff-tree", *flags, f"--format=%x00{'%x00'.join(_FIELDS)}%x00", stdin=chosen) as out:
             for number, (values, change) in enumerate(read_changes(out, len(_FIELDS)), 1):
@@ -60,13 +60,13 @@ def read_commits(folder: Path, selection: CommitSelection, findings: ParseFindin
                     findings.skip_counts[UNCHANGED] += 1
                     continue
                 findings.groups[user] = git.name
-                answer = _body(message) if selection.body else _title(message)
+                answer = _whole_message(message) if selection.body else _title(message)
                 row = {"user": user, "input": question, "output": answer, "time": time, "id": commit_key(time, message)}
                 yield SourceLocation(git.name, number), row
 
 
 def commit_key(time: str, message: str) -> str:
-    """The id of an author's commit. It stays when the commit is rebased or picked into another branch."""
+    """The item id of a commit. It does not change when the commit is rebased or cherry-picked."""
     return f"commit-{hashlib.sha256(f'{time} {_title(message)}'.encode()).hexdigest()[:24]}"
 
 
@@ -75,25 +75,25 @@ def _choose_commits(git: Git, selection: CommitSelection, findings: ParseFinding
     skipped, authors = findings.skip_counts, Authors()
     inside = _commits_in_paths(git, selection.paths) if selection.paths else None
     found: list[tuple[bytes, int, str]] = []
-    # 1. every commit: who made it, and whether it is one to learn from
+    # 1. each commit's author, and whether the commit is used
     for commit, parents, name, address, time, message in _all_commits(git):
         if " " in parents:
             skipped[MERGES] += 1
-        elif name == "%aN":  # what git says for an author's line that it cannot read
+        elif name == "%aN":  # git prints this for an author line that it cannot parse
             skipped[NAMELESS] += 1
         elif is_bot(name, address):
             skipped[BOTS] += 1
         else:
             author = authors.add((name, address), commit)
             is_edge = git.is_shallow and not parents
-            reason = EDGES if is_edge else _reason(_title(message), time, selection)
+            reason = EDGES if is_edge else _skip_reason(_title(message), time, selection)
             if not reason and inside is not None and commit not in inside:
                 reason = ELSEWHERE
             if reason:
                 skipped[reason] += 1
             else:
                 found.append((bytes.fromhex(commit), author, commit_key(time, message)))
-    # 2. whose commits these are, which takes all of them
+    # 2. the user of each commit; joining identities needs all commits
     authors.join(pseudonyms=selection.pseudonyms)
     whose: list[tuple[bytes, str]] = []
     seen = set[tuple[str, str]]()
@@ -104,11 +104,11 @@ def _choose_commits(git: Git, selection: CommitSelection, findings: ParseFinding
         else:
             seen.add((user, key))
             whose.append((commit_id, user))
-    # 3. authors with enough of them
+    # 3. users with enough commits
     counts = Counter(user for _, user in whose)
     few = {user: count for user, count in counts.items() if count < selection.least}
     if len(few) == len(counts):
-        raise _nothing_left(git, selection, counts)
+        raise _no_commits_error(git, selection, counts)
     if few:
         skipped[f"commits of {pluralise(len(few), 'author')} with fewer than {selection.least:,}"] += sum(few.values())
     chosen.writelines(commit_id.hex().encode() + b"\n" for commit_id, user in whose if user not in few)
@@ -126,13 +126,13 @@ def _all_commits(git: Git) -> Iterator[list[str]]:
 
 
 def _commits_in_paths(git: Git, paths: tuple[str, ...]) -> set[str]:
-    """The ids of the commits that change something in these paths."""
+    """The ids of the commits that change files in `paths`."""
     with git.stream("log", *_FLAGS, "--format=%H", "HEAD", "--", *paths) as out:
         return {line.decode().strip() for line in out}
 
 
-def _reason(title: str, time: str, selection: CommitSelection) -> str:
-    """Why a commit is left out by its message or time; empty if it is not."""
+def _skip_reason(title: str, time: str, selection: CommitSelection) -> str:
+    """The reason to leave out a commit by its title or time; empty if there is none."""
     if not title:
         return UNTITLED
     if title.startswith('Revert "'):
@@ -148,22 +148,22 @@ def _normal_time(time: str) -> str:
 
 
 def _title(message: str) -> str:
-    """The first line of a message, without the pull request's number that a site appends."""
+    """The first line of a message, without the pull request number that hosting sites append."""
     first = next((line for line in message.splitlines() if line.strip()), "")
     plain = "".join(char if char.isprintable() else " " for char in first).strip()
     return "" if _TRAILER.match(plain) else _PULL_REQUEST.sub("", plain).strip()
 
 
-def _body(message: str) -> str:
+def _whole_message(message: str) -> str:
     """A whole message, with its title as in `_title`, without trailers."""
     lines = [line.rstrip() for line in message.strip().splitlines()[1:] if not _TRAILER.match(line)]
     return "\n".join([_title(message), *lines]).strip()
 
 
-def _nothing_left(git: Git, selection: CommitSelection, counts: Counter[str]) -> BadInput:
+def _no_commits_error(git: Git, selection: CommitSelection, counts: Counter[str]) -> BadInput:
     if not counts:
         return BadInput(
-            f"no commit of {git.name} is left to learn from: merges, reverts and commits of bots are not used",
+            f"{git.name} has no usable commit: merges, reverts and commits of bots are not used",
             hint=(
                 "if you gave ",
                 Flag("since"),
@@ -174,7 +174,7 @@ def _nothing_left(git: Git, selection: CommitSelection, counts: Counter[str]) ->
         )
     most = max(counts.values())
     return BadInput(
-        f"none of the {pluralise(len(counts), 'author')} of {git.name} has {selection.least:,} commits to learn from; "
-        f"the most are {most:,}",
+        f"none of the {pluralise(len(counts), 'author')} of {git.name} has {selection.least:,} usable commits; "
+        f"the largest number is {most:,}",
         hint=Flag("least", most),
     )

@@ -1,4 +1,4 @@
-"""Runs the `git` program to read a repository. Nothing of the repository is run: no hook, filter or diff program."""
+"""Runs the `git` program to read a repository, without running any hook, filter or diff program of the repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.pipeline.data.formats.parse_results import format_value
 
 LARGEST_DIFFED_FILE = "8m"
-"""Files above this size are named and not compared, as binary files are; so no line is longer."""
+"""Files above this size are named but not diffed, like binary files, which limits the length of lines."""
 _SAFE_SETTINGS = (
     "core.fsmonitor=false",  # a program
     f"core.hooksPath={os.devnull}",
@@ -48,7 +48,7 @@ _PIECE_BYTES = 1 << 16
 
 
 def is_repository(path: Path) -> bool:
-    """Whether a folder is the top of a repository, with or without a work tree. Runs nothing."""
+    """Whether a folder is the top folder of a git repository, with or without a work tree. Does not run git."""
     try:
         return (path / ".git").exists() or (
             (path / "HEAD").is_file() and (path / "objects").is_dir() and (path / "refs").is_dir()
@@ -60,8 +60,8 @@ def is_repository(path: Path) -> bool:
 class Git:
     """A repository, read by the `git` program.
 
-    `in_hook`: variables such as `GIT_INDEX_FILE`, with which git tells its hooks what is being committed, are followed.
-    Raises NotFound without the program or the folder, and `BadInput` if the folder is not in a repository.
+    With `in_hook`, variables such as `GIT_INDEX_FILE`, by which git tells its hooks what is committed, are used. Raises
+    NotFound without the program or the folder, and `BadInput` if the folder is not in a repository.
     """
 
     def __init__(self, folder: Path, *, in_hook: bool = False) -> None:
@@ -91,13 +91,13 @@ class Git:
         return self._succeeds("rev-parse", "-q", "--verify", "HEAD^{commit}")
 
     def read_text(self, *words: str) -> str:
-        """What git says, without white space at its ends. Raises `BadInput`."""
+        """The stripped output of a git command. Raises `BadInput` if git fails."""
         with self.stream(*words) as out:
             return out.read().decode(errors="replace").strip()
 
     @contextmanager
     def stream(self, *words: str, stdin: IO[bytes] | None = None) -> Iterator[BinaryIO]:
-        """The standard output of a git command as it comes. Raises `BadInput`, with git's own line, if git fails."""
+        """The standard output of a git command as a stream. Raises `BadInput` with git's error message if git fails."""
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 [*self._command, *words],
@@ -135,7 +135,7 @@ class Git:
         return format_value(str(self.folder), _SHOWN_CHARACTERS)
 
     def _failure(self, said: str) -> BadInput:
-        lines = [line for line in said.splitlines() if line.strip()] or ["git failed without a word"]
+        lines = [line for line in said.splitlines() if line.strip()] or ["git failed without a message"]
         first = next((line for line in lines if line.startswith("fatal: ")), lines[0]).removeprefix("fatal: ")
         hint = None
         if "dubious ownership" in first:
@@ -157,11 +157,11 @@ def split_fields(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _environment(given: Mapping[str, str], *, in_hook: bool) -> dict[str, str]:
-    """The variables for git. Without `in_hook`, those are left out that would lead it to another repository."""
+    """The environment for git. Without `in_hook`, variables that point to another repository are left out."""
     dropped = _NEVER_PASSED if in_hook else (*_NEVER_PASSED, *_PLACES)
     return {name: value for name, value in given.items() if name not in dropped} | _ENVIRONMENT
 
 
 def _plain(line: str) -> str:
-    """A line of git's with unprintable characters replaced."""
+    """A line of git's output, shortened, with unprintable characters replaced."""
     return "".join(char if char.isprintable() else "?" for char in line)[: 2 * _SHOWN_CHARACTERS]

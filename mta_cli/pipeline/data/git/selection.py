@@ -1,4 +1,4 @@
-"""Which commits of a repository are read, and the task of their messages. Reads nothing."""
+"""The options that select the commits of a repository, and the task of their messages."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ _BODY_TASK = Task(
 
 @dataclass(frozen=True)
 class CommitSelection:
-    """Commits that their authors made `since` a date and that change something in `paths`.
+    """Selects the commits made `since` a date that change files in `paths`, of authors with at least `least` of them.
 
-    Authors with fewer than `least` of them are left out. With `body`, the outputs are whole messages. With
-    `pseudonyms`, users have made-up names.
+    With `body`, the outputs are whole messages. With `pseudonyms`, users have made-up names.
     """
 
     since: str | None = None

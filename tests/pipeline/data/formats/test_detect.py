@@ -9,7 +9,7 @@ import pytest
 
 from mta_cli.errors import BadInput
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.pipeline.data.formats.detect import detect_format, is_clearly_known, read_sample, require_format
+from mta_cli.pipeline.data.formats.detect import detect_format, is_certainly_importable, read_sample, require_format
 from tests.pipeline.histories import person, rows, tagged
 
 LAMP = [{"id": "1", "user_id": "ann", "input": "a plot", "profile": [tagged(1)]}]
@@ -135,4 +135,4 @@ def test_empty_and_packed_files(content: bytes, what: str) -> None:
     ],
 )
 def test_prose_in_a_folder_is_no_table(content: bytes, name: str, known: bool) -> None:
-    assert is_clearly_known(io.BytesIO(content), name) is known
+    assert is_certainly_importable(io.BytesIO(content), name) is known

@@ -74,7 +74,7 @@ def test_ids_made_of_content_are_the_same_every_time() -> None:
     [
         ("{", "is not JSON"),
         ("[]", "is a list, not an object"),
-        ("NaN", "is not JSON: NaN is no JSON value"),
+        ("NaN", "is not JSON: NaN is not a JSON value"),
         ("[" * 10_000, "nested too deep"),
         ("{}", ", field user: is missing"),
         ('{"user": "ann", "input": "", "output": "o"}', ", field input: is empty"),
@@ -82,7 +82,7 @@ def test_ids_made_of_content_are_the_same_every_time() -> None:
         ('{"user": "ann", "input": "i", "output": null}', ", field output: is null, not text"),
         ('{"user": "ann", "input": "i", "output": 1e999}', ", field output: is not a finite number"),
         ('{"user": "ann", "input": "i", "output": "o", "id": []}', ", field id: is a list, not text"),
-        ('{"user": "ann", "input": "i", "output": "o", "time": "soon"}', ", field time: 'soon' is no ISO 8601"),
+        ('{"user": "ann", "input": "i", "output": "o", "time": "soon"}', ", field time: 'soon' is not an ISO 8601"),
         ('{"user": "\\u202eann", "input": "i", "output": "o"}', ", field user: "),
         ('{"user": "", "input": "i", "output": "o"}', ", field user: is empty"),
         ('{"user": "a\\nb", "input": "i", "output": "o"}', ", field user: "),
@@ -109,14 +109,14 @@ def test_jsonl_that_is_not_utf8_goes_on() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("user,input,output,input\n", "f, field header: the column 'input' stands there twice"),
+        ("user,input,output,input\n", "f, field header: the column 'input' appears twice"),
         ("user,input,output\nann,i\n", "f: record 1 (line 2): has 2 cells where the header has 3"),
         ('user,input,output\nann,i,"o', "f: record 1 (line 2): is not CSV: unexpected end of data"),
         ('user,input,output\nann,"i"x,o', "f: record 1 (line 2): is not CSV: "),
         ("user,input,output\nann,,o\n", "f: record 1 (line 2), field input: is empty"),
         ("user,input,output\n--help,i,o\n", "f: record 1 (line 2), field user: "),
         (b"user,input,output\nann,caf\xe9,o\n", "f: record 1 (line 2), field input: is not UTF-8: character 4"),
-        (b"user,input,output\nann,\0,o\n", "f: record 1 (line 2), field input: holds a NUL character"),
+        (b"user,input,output\nann,\0,o\n", "f: record 1 (line 2), field input: contains a NUL character"),
     ],
 )
 def test_csv_faults(content: bytes | str, what: str) -> None:
@@ -196,7 +196,7 @@ def test_outputs_off_the_scale_are_left_out() -> None:
     rows = csv_rows(numbered(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=1, scale=(1, 5)))
     assert [record.item.output for record in found] == ["5", "1"]
-    assert findings.skip_counts == {"rows whose output is off the scale 1 to 5": 2}
+    assert findings.skip_counts == {"rows whose output is outside the scale 1 to 5": 2}
 
 
 def test_a_row_that_is_left_out_brings_no_user() -> None:

@@ -1,4 +1,4 @@
-"""A file with one mail, as mail programs save it. A folder of them is imported as one."""
+"""Reads a file with one mail, as mail programs save it."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_mails(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Mail]:
-    """The mail, where it can be read."""
+    """Yields the mail, or nothing if it cannot be read."""
     yield from read_mail(stream.read(MAIL_BYTES), SourceLocation(file), findings)

@@ -1,6 +1,6 @@
 """mbox: a sequence of mails, each after a line that begins with `From `.
 
-The standard library's `mailbox` needs a path and indexes every mail first; this reads a stream, one mail at a time.
+The standard library's `mailbox` needs a path and indexes every mail first; this module reads a stream, mail by mail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parses the bytes of one mail into its headers and its text without quotes. Knows neither mailboxes nor users."""
+"""Parses the bytes of one mail into its headers and its text without quotes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from email.policy import EmailPolicy
 from email.utils import getaddresses, parsedate_to_datetime
 from typing import Any, cast
 
-from mta_cli.pipeline.data.formats.mail.quoted_text import own_words
+from mta_cli.pipeline.data.formats.mail.quoted_text import without_quotes
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 
@@ -62,7 +62,7 @@ _POLICY = _BoundedPolicy()
 
 
 def read_mail(content: bytes, place: SourceLocation, findings: ParseFindings) -> Iterator[Mail]:
-    """The mail; None, and counted in the findings, if it is left out. Its bytes may be cut after `MAIL_BYTES`."""
+    """Yields the mail, or nothing if it is left out, which is counted. `content` may be cut after `MAIL_BYTES`."""
     try:
         mail = _parse(content, place)
     except Exception:
@@ -119,7 +119,7 @@ def _plain_text(message: EmailMessage) -> str | None:
         return None
     if any(str(part.get_param("charset", "")).casefold() in _SLOW_CHARSETS for part in parts):
         return None
-    return own_words("\n".join(clean_text(part.get_content()) for part in parts))
+    return without_quotes("\n".join(clean_text(part.get_content()) for part in parts))
 
 
 def _text_parts(message: EmailMessage, body: MIMEPart) -> list[MIMEPart]:
@@ -128,11 +128,11 @@ def _text_parts(message: EmailMessage, body: MIMEPart) -> list[MIMEPart]:
         parts = list(outer.iter_parts()) if outer.get_content_type() == "multipart/mixed" else []
         if body in parts:
             first = parts.index(body)
-            return [body, *filter(_goes_on, parts[first + 1 : first + MAX_PARTS])]
+            return [body, *filter(_continues_body, parts[first + 1 : first + MAX_PARTS])]
     return [body]
 
 
-def _goes_on(part: MIMEPart) -> bool:
+def _continues_body(part: MIMEPart) -> bool:
     """Whether a part continues the body: it is text, but neither a file (which has a name) nor a mailing list's footer
     (which is `inline`).
     """

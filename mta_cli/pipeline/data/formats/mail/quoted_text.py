@@ -1,4 +1,4 @@
-"""Removes text from a mail that its sender did not write. Knows no format."""
+"""Removes text from a mail that its sender did not write: quotes, forwarded mails and the signature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANNOUNCES = re.compile(r".*(@|\d{4}|\d:\d\d|\b(wrote|writes|said)\b).*:")
 _ANNOUNCE_LINES, _ANNOUNCE_CHARS = 3, 500
 
 
-def own_words(text: str) -> str:
+def without_quotes(text: str) -> str:
     """A mail's text without quotes and their introductory lines, forwarded mails and the signature.
 
     If the end of a quote is unclear, all following text is left out.
@@ -30,14 +30,14 @@ def own_words(text: str) -> str:
     for number, line in enumerate(lines):
         if line.startswith(">"):
             _drop_announcement(kept)
-        elif _ends_own_words(lines, number):
+        elif _ends_own_text(lines, number):
             break
         else:
             kept.append(line)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
-def _ends_own_words(lines: Sequence[str], number: int) -> bool:
+def _ends_own_text(lines: Sequence[str], number: int) -> bool:
     line, after = lines[number], lines[number + 1] if number + 1 < len(lines) else ""
     if _SIGNATURE.fullmatch(line) or _DIVIDER.fullmatch(line) or _DEVICE.fullmatch(line):
         return True

@@ -1,4 +1,4 @@
-"""Turns mails into rows: a received mail and the user's reply. Knows neither mailboxes nor the bytes of mails."""
+"""Turns mails into rows of a received mail and the user's reply."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mta_cli.pipeline.data.formats.rows import RawRow
 from store.staged_mails import StagedMail, StagedMails
 
 NO_PARENT, TO_MYSELF, NO_QUESTION, NO_WORDS = (
-    "your replies to mails that are not here",
+    "your replies to mails that are not in the import",
     "your replies to your own mails",
     "your replies to mails without plain text",
     "your replies without words of your own in plain text",
 )
-NO_REPLY = "mails of yours that answer none"
+NO_REPLY = "mails of yours that are not replies"
 SEARCHED_MAILS = 2_000
-"""The number of mails in which the user's address is searched if it was not given."""
+"""The mails read before asking for the user's address, if it was not given."""
 _COUNTED_ADDRESSES, _NAMED_ADDRESSES = 100_000, 3
 
 
 class MailReplies:
-    """The mails of an import, of several files together; `addresses` are the user's, in folded case."""
+    """Collects the mails of an import and pairs them; `addresses` are the user's, in folded case."""
 
     def __init__(self, addresses: Collection[str], name: str, staged: StagedMails, findings: ParseFindings) -> None:
         self._addresses, self._name, self._staged, self._findings = addresses, name, staged, findings
@@ -53,10 +53,10 @@ class MailReplies:
             self._raise_unknown_user()
         if not self._mine and self._seen:
             given = ", ".join(sorted(self._addresses))
-            raise BadInput(f"no mail in {self._name} is from {given}", hint=self._likely())
+            raise BadInput(f"no mail in {self._name} is from {given}", hint=self._frequent_addresses())
         for reply in self._staged.replies():
             asked = self._staged.find(reply.answered)
-            reason = _fault(asked, reply)
+            reason = _skip_reason(asked, reply)
             if asked is None or reason:
                 self._findings.skip_counts[reason] += 1
                 continue
@@ -68,17 +68,18 @@ class MailReplies:
 
     def _raise_unknown_user(self) -> None:
         raise UsageError(
-            f"which mails in {self._name} are yours?", hint=("add ", Flag("me", "ADDRESS"), f"; {self._likely()}")
+            f"which mails in {self._name} are yours?",
+            hint=("add ", Flag("me", "ADDRESS"), f"; {self._frequent_addresses()}"),
         )
 
-    def _likely(self) -> str:
+    def _frequent_addresses(self) -> str:
         """The most frequent addresses, for an error message."""
         most = self._counts.most_common(_NAMED_ADDRESSES)
         named = ", ".join(f"{format_value(address)} ({count:,} mails)" for address, count in most)
         return f"the most frequent addresses are {named}"
 
 
-def _fault(asked: StagedMail | None, reply: StagedMail) -> str:
+def _skip_reason(asked: StagedMail | None, reply: StagedMail) -> str:
     """The reason why a reply gives no row; empty if it gives one."""
     if asked is None:
         return NO_PARENT

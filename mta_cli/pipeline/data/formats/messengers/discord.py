@@ -1,6 +1,6 @@
-"""A channel of Discord in DiscordChatExporter's JSON. Memory holds one message, and the beginnings of recent ones.
+"""Reads a channel of Discord in DiscordChatExporter's JSON, message by message.
 
-Discord's own data package is recognised, too, and refused: it has the user's own messages only.
+Discord's own data package is recognised and refused, because it has only the user's own messages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mta_cli.pipeline.data.formats.turns import Time, clean_text, known_time
 
 NO_AUTHOR = "messages without an author"
 RECENT_MESSAGES, RECENT_CHARS = 5_000, 4_000
-"""How many earlier messages can be answered by name, and how much of each is the input of the answer."""
+"""The earlier messages kept for replies that refer to them, and the characters kept of each."""
 _EXPORT = re.compile(rb'\{\s*"guild"\s*:\s*\{')
 _PACKAGE_COLUMNS = ("ID", "Timestamp", "Contents")
 
@@ -62,7 +62,7 @@ def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFi
     """The messages of the channel. Raises `BadInput` for Discord's data package."""
     if _is_of_package(read_sample(stream, path.name)):
         raise BadInput(
-            f"{path.name} is from Discord's data package, which has your messages without those that you answered",
+            f"{path.name} is from Discord's data package, which lacks the messages that you answered",
             hint="export whole channels as JSON with DiscordChatExporter, and import that file",
         )
     text = JsonText(stream, path.name)

@@ -1,4 +1,4 @@
-"""A message of several people's conversation, as the readers of messengers' exports yield it. Knows no format."""
+"""A message of a conversation of several people, as the readers of messengers' exports yield it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Answered(NamedTuple):
 class Message(NamedTuple):
     """A message. `sender` identifies its author; `names` are the author's names, the best known first, none for a bot.
 
-    `text` is "" if its content is left out. `threads` are the threads of the conversation that it belongs to; "" is the
-    main one. In the others a message that opens them only asks.
+    `text` is "" if its content is left out. `threads` are the threads that it belongs to; "" is the main
+    conversation. In the thread that it opens, a message is only a question, never an answer.
     """
 
     conversation: str

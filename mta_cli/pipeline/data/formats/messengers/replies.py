@@ -1,4 +1,4 @@
-"""Turns messages of several people into rows: the message before and the user's reply. Knows no format."""
+"""Turns messages of several people into rows of a message and the user's reply."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mta_cli.pipeline.data.formats.turns import Turn, TurnPairs
 from mta_cli.text.formatting import pluralise
 
 SEARCHED_MESSAGES = 20_000
-"""The number of messages in which the user is searched if no name was given."""
+"""The messages read before asking for the user's name, if none was given."""
 _COUNTED_SENDERS, _NAMED_SENDERS = 100_000, 5
 
 
 class MessengerReplies:
-    """The messages of an import, of several files together; `names` are the user's, in any case."""
+    """Pairs the messages of all files of an import; `names` are the user's names, in any case."""
 
     def __init__(self, names: Collection[str], file: str, findings: ParseFindings) -> None:
         self._names = {fold_name(name) for name in names}
@@ -60,7 +60,7 @@ class MessengerReplies:
             self._raise_unknown_user()
         if not self._mine and not self._findings.fault_lines:  # else the user's may be the faulty ones
             given = ", ".join(sorted(self._names))
-            hint = ("add ", Flag("me", "SENDER"), f", as the file writes it; {self._likely()}")
+            hint = ("add ", Flag("me", "SENDER"), f", as the file writes it; {self._frequent_senders()}")
             raise BadInput(f"no message in {self._file} is from {given}", hint=hint)
         yield from self._end_conversation()
         read = f"{self._file} is read as {', '.join(self._forms)}: {pluralise(self._seen, 'message')}"
@@ -96,10 +96,11 @@ class MessengerReplies:
 
     def _raise_unknown_user(self) -> None:
         raise UsageError(
-            f"which messages in {self._file} are yours?", hint=("add ", Flag("me", "SENDER"), f"; {self._likely()}")
+            f"which messages in {self._file} are yours?",
+            hint=("add ", Flag("me", "SENDER"), f"; {self._frequent_senders()}"),
         )
 
-    def _likely(self) -> str:
+    def _frequent_senders(self) -> str:
         """The most frequent senders, for an error message."""
         most = self._counts.most_common(_NAMED_SENDERS)
         named = ", ".join(f"{format_value(sender)} ({pluralise(count, 'message')})" for sender, count in most)

@@ -1,4 +1,4 @@
-"""Slack's export: a folder with `users.json`, and for each channel a folder of days, each a list of messages."""
+"""Reads Slack's export: a folder with `users.json`, and for each channel a folder with a file of messages a day."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Message(Struct):
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds an export: the lists of users and of conversations."""
+    """Whether a folder contains a Slack export: a list of users and a list of conversations."""
     return all(any(os.path.isfile(folder / name) for name in names) for names in (_PEOPLE, _LISTS))
 
 
@@ -63,8 +63,8 @@ def day_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{_DAY}"))
 
 
-def archived_days(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
-    """The same of an archive; none where no folder in it is an export."""
+def archived_day_files(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
+    """The message files of the Slack exports among an archive's files; empty without an export."""
     lists = ({file.parent for file in files if file.name in names} for names in (_PEOPLE, _LISTS))
     exports = set.intersection(*lists)
     return [file for file in files if _IS_DAY.fullmatch(file.name) and file.parent.parent in exports]
@@ -105,7 +105,7 @@ def _read_message(
         return
     sender = message.user or message.bot_id or ""
     names: tuple[str, ...] = ()
-    text = plain_text(message.text or "", people)
+    text = markup_to_text(message.text or "", people)
     if message.bot_id or message.subtype == "bot_message":
         findings.skip_counts[OF_BOTS] += 1
         text = ""
@@ -120,21 +120,21 @@ def _read_message(
 
 
 def _threads(message: _Message) -> tuple[str, ...]:
-    """The main conversation for most messages, a thread for its replies, both for the message that opens it."""
+    """The message's threads: its own thread for a reply, "" (the main conversation) else, both if it opens a thread."""
     if message.thread_ts is None:
         return ("",)
     thread = str(message.thread_ts)
     return ("", thread) if thread == str(message.ts) else (thread,)
 
 
-def plain_text(text: str, people: Mapping[str, tuple[str, ...]]) -> str:
-    """A text as its readers see it: names in place of ids, links without their marks, and no entities."""
-    shown = _MARKUP.sub(lambda found: _shown(found[1], people), text)
+def markup_to_text(text: str, people: Mapping[str, tuple[str, ...]]) -> str:
+    """Slack's markup as plain text: names instead of ids, links without brackets, and no HTML entities."""
+    shown = _MARKUP.sub(lambda found: _visible_text(found[1], people), text)
     return clean_text(shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
-def _shown(inside: str, people: Mapping[str, tuple[str, ...]]) -> str:
-    """A mention, a channel, a command such as `!here`, or a link; after `|` comes what readers see."""
+def _visible_text(inside: str, people: Mapping[str, tuple[str, ...]]) -> str:
+    """The visible text of a mention, channel, command such as `!here`, or link; a label after `|` replaces it."""
     target, _, label = inside.partition("|")
     mark, rest = target[:1], target[1:]
     if mark == "@":
@@ -147,7 +147,7 @@ def _shown(inside: str, people: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def _read_people(day: Path | ArchivedFile) -> Mapping[str, tuple[str, ...]]:
-    """The names of every user of a day's export, the id last; none where the export is not whole."""
+    """The names of each user by id, from the users' list of the export that has the file `day`; empty without it."""
     for name in _PEOPLE:
         if isinstance(day, ArchivedFile):
             if (archived := day.find(day.parent.parent / name)) is not None:
@@ -157,7 +157,7 @@ def _read_people(day: Path | ArchivedFile) -> Mapping[str, tuple[str, ...]]:
     return {}
 
 
-@lru_cache(maxsize=1)  # it is asked for every day of every conversation
+@lru_cache(maxsize=1)  # called for every file of the export
 def _read_people_cached(path: Path | ArchivedFile, changed: int) -> Mapping[str, tuple[str, ...]]:
     entries = read_document(path)
     place, unused = SourceLocation(path.name), ParseFindings()

@@ -25,7 +25,7 @@ from mta_cli.pipeline.data.formats.reading import iter_lines
 from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 
 BEFORE_FIRST = "lines before the first message"
-OPEN_ORDER = "its dates could be day/month or month/day; they are read as"
+OPEN_ORDER = "its dates can mean day/month or month/day; they are read as"
 
 _MARK = f"[{INVISIBLE_MARKS}]*"
 _DATE = rf"(\d{{1,4}}){_MARK}[./-]{_MARK}\s?(\d{{1,2}}){_MARK}[./-]{_MARK}\s?(\d{{1,4}})"
@@ -38,8 +38,8 @@ _MORNING, _AFTERNOON = {"am", "πμ", "ص", "上午", "午前", "오전"}, {"pm"
 
 _SENDER = re.compile(r"([^:\n]{1,100}?)\s?:(?:\s|$)")
 _QUOTES = re.compile('["“”„«»]')
-_APP = "\u200e"
-"""Begins what WhatsApp itself says, on iPhones in the middle of a message, too."""
+_NOTICE_MARK = "\u200e"
+"""The mark before WhatsApp's own words; on iPhones it may also be in the middle of a message."""
 _OMITTED = re.compile(r"<[^<>]{0,40}[^!-~<>][^<>]{0,40}>")  # `<Media omitted>`, in any language
 _ATTACHED = re.compile(r".{1,200}\.\w{2,5} \([^()]{1,40}[^!-~()][^()]{1,40}\)")  # `IMG-1.jpg (file attached)`
 _FILE = re.compile(r".{1,200}\.\w{2,5}")
@@ -47,7 +47,7 @@ _EDITED = re.compile(r"\s?<[^\Wa-z_][^<>]{0,60}[^!-~<>][^<>]{0,60}>$")  # ` <Thi
 _EDITED_CHARS = 130
 _HEAD_BYTES = 400
 _NO_LETTERS = re.compile(r"[\W_]+")
-# What stands in place of a message, in the most frequent languages; on iPhones it also begins with `_APP`.
+# Notices that replace a message, in the most frequent languages; on iPhones they begin with `_NOTICE_MARK`.
 _NOTICES = frozenset(
     line.strip().casefold()
     for line in """
@@ -106,9 +106,9 @@ def recognise(sample: FileSample) -> bool:
 def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
     """The messages of the chat. Times are the phone's, taken for UTC.
 
-    Only lines in the form of the first message begin another one, so a chat that somebody pasted stays one message.
+    A new message must have the form of the first one, so a pasted chat of another form stays one message.
     """
-    form, day_first = _survey(stream, path.name, findings)
+    form, day_first = _find_form_and_date_order(stream, path.name, findings)
     stream.seek(0)
     if form is None:
         findings.add_fault(SourceLocation(path.name), "has no line such as `01/03/2026, 09:00 - Name: text`")
@@ -119,11 +119,11 @@ def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFi
         if sender is None or len(_QUOTES.findall(sender[1])) % 2:
             findings.skip_counts[SERVICE] += 1
             continue
-        text = "" if place in findings.skipped_places else _own_words(words[sender.end() :], on_phone=form is _PHONE)
+        text = "" if place in findings.skipped_places else _typed_text(words[sender.end() :], on_phone=form is _PHONE)
         if not text:
             findings.skip_counts[NO_TEXT] += 1
         name = clean_text(without_marks(sender[1])).removeprefix("~").strip()  # iPhones mark unknown numbers by `~`
-        time = known_time("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*_moment(head, day_first)))
+        time = known_time("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*_parse_date_time(head, day_first)))
         yield Message(path.name, place, fold_name(name), (name,), text, time)
 
 
@@ -131,11 +131,13 @@ def _find_form(line: str) -> re.Pattern[str] | None:
     return next((form for form in _FORMS if form.match(line)), None)
 
 
-def _survey(stream: BinaryIO, file: str, findings: ParseFindings) -> tuple[re.Pattern[str] | None, bool]:
+def _find_form_and_date_order(
+    stream: BinaryIO, file: str, findings: ParseFindings
+) -> tuple[re.Pattern[str] | None, bool]:
     """The form of the first message, and whether days come before months.
 
-    A number above 12 decides, then the order of the messages. Where both orders fit, it is the one in which the chat
-    took less time, else the day first, as with dots in every language; dates with `/` are then told to be in doubt.
+    A number above 12 decides, then the order of the messages. If both orders fit, it is the one in which the chat is
+    shorter, or the day first; the findings then report a doubt about dates with `/`.
     """
     form: re.Pattern[str] | None = None
     day_first, month_first, is_open = _DateReading(), _DateReading(), False
@@ -145,8 +147,8 @@ def _survey(stream: BinaryIO, file: str, findings: ParseFindings) -> tuple[re.Pa
         head = form.match(line) if form is not None else None
         if head is None or len(head[1]) == 4:
             continue
-        day_first.add(_moment(head, day_first=True))
-        month_first.add(_moment(head, day_first=False))
+        day_first.add(_parse_date_time(head, day_first=True))
+        month_first.add(_parse_date_time(head, day_first=False))
         is_open = is_open or ("/" in head[0] and int(head[1]) != int(head[2]))
     ranks = [(each.wrong, each.back) for each in (day_first, month_first)]
     if ranks[0] != ranks[1]:
@@ -167,11 +169,11 @@ class _DateReading:
 
     @property
     def days(self) -> int:
-        """About how many days the chat took."""
+        """The approximate length of the chat in days."""
         return self._days[1] - self._days[0] if self._days is not None else 0
 
     def add(self, moment: tuple[int, ...]) -> None:
-        """Count a message."""
+        """Count the time of a message."""
         year, month, day = moment[:3]
         self.wrong += month > 12
         self.back += moment < self._last
@@ -180,7 +182,7 @@ class _DateReading:
         self._days = min(first, number), max(last, number)
 
 
-def _moment(head: re.Match[str], day_first: bool) -> tuple[int, ...]:
+def _parse_date_time(head: re.Match[str], day_first: bool) -> tuple[int, ...]:
     """Year, month, day, hour, minute and second, as written; they need not exist in the calendar."""
     first, second, third = (int(head[number]) for number in (1, 2, 3))
     if len(head[1]) == 4:
@@ -199,7 +201,7 @@ def _moment(head: re.Match[str], day_first: bool) -> tuple[int, ...]:
 def _split_messages(
     stream: BinaryIO, file: str, form: re.Pattern[str], findings: ParseFindings
 ) -> Iterator[tuple[SourceLocation, re.Match[str], str]]:
-    """Each message with its place, its date and time, and its lines after these."""
+    """Each message: its location, the match of its date and time, and its text from the name on."""
     place, head, lines, size = SourceLocation(file), None, list[str](), 0
     for line, content in iter_lines(stream, file, findings):
         text = content.decode("utf-8", "replace").rstrip("\r\n")
@@ -228,17 +230,17 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def _own_words(words: str, *, on_phone: bool) -> str:
-    """The words that the sender typed; "" if there are none. `words` are what follows the name."""
+def _typed_text(words: str, *, on_phone: bool) -> str:
+    """The text that the sender typed, from the lines after the name; "" if there is none."""
     first, _, rest = words.partition("\n")
-    if first.startswith(_APP):  # a caption may follow, but what follows a colon is a poll
+    if first.startswith(_NOTICE_MARK):  # a caption may follow, but what follows a colon is a poll
         words = "" if first.rstrip().endswith(":") else rest
     elif _OMITTED.fullmatch(first.strip()):
         words = "" if _FILE.fullmatch(rest.strip()) else rest
     elif _ATTACHED.fullmatch(first.strip()):
         words = rest
-    if on_phone and _APP in words:
-        words = "\n".join(filter(None, (_before_app(line) for line in words.split("\n"))))
+    if on_phone and _NOTICE_MARK in words:
+        words = "\n".join(filter(None, (_text_before_notice(line) for line in words.split("\n"))))
     text = clean_text(without_marks(words))
     end = text[-_EDITED_CHARS:]
     if edited := _EDITED.search(end):
@@ -246,7 +248,7 @@ def _own_words(words: str, *, on_phone: bool) -> str:
     return "" if text.casefold().removesuffix(".") in _NOTICES else text
 
 
-def _before_app(line: str) -> str:
-    """The line until WhatsApp's own words in it; "" if only a document's name is left (`a.pdf • 3 pages`)."""
-    text, mark, _ = line.partition(_APP)
+def _text_before_notice(line: str) -> str:
+    """The line before WhatsApp's own words; "" if that is only a document's name (`a.pdf • 3 pages`)."""
+    text, mark, _ = line.partition(_NOTICE_MARK)
     return "" if mark and text.rstrip().endswith("•") else text.rstrip()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mta_cli.pipeline.data.formats.mail.quoted_text import own_words
+from mta_cli.pipeline.data.formats.mail.quoted_text import without_quotes
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ from mta_cli.pipeline.data.formats.mail.quoted_text import own_words
     ],
 )
 def test_only_the_senders_words_stay(text: str, own: str) -> None:
-    assert own_words(text) == own
+    assert without_quotes(text) == own
 
 
 @pytest.mark.parametrize("piece", ["On ", "On x wrote", "-", "From: ", "@:", "--- a", "a: ", "Sent from my "])
 def test_long_lines_take_little_time(piece: str) -> None:
     line = piece * 200_000
     started = time.process_time()
-    own_words("\n".join([line, line, "> quoted"]))
+    without_quotes("\n".join([line, line, "> quoted"]))
     assert time.process_time() - started < 2
