@@ -29,7 +29,7 @@ class Session(Protocol[ReportT_co]):
         ...
 
     def checkpoint_bytes(self) -> bytes | None:
-        """A checkpoint, or None if the work has none. May only be called between two reports."""
+        """The state of the work as a checkpoint, or None if it has none. Call it between two of its reports."""
         ...
 
 

@@ -58,7 +58,7 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
         min_items=MAX_NEW_USER_ITEMS + 1,
         batch_size=4,
         learning_rate=1e-3,
-        held_out_weights=False,  # one more task adapter would take a fifth of the time
+        held_out_weights=False,  # True trains one more task adapter, a fifth of the demo's time
     )
     if full:
         return (

@@ -197,7 +197,7 @@ def test_an_embedder_that_gives_no_numbers_is_named(reg: Registry, bad: float, m
     from mta_cli.engine.retrieval.embed import Embedder
 
     monkeypatch.setattr(Embedder, "_forward", lambda self, pieces: torch.full((len(pieces), 32), bad))
-    with pytest.raises(MtaError, match="embedder gives numbers that are not finite"):
+    with pytest.raises(MtaError, match="embedder is damaged"):
         list(build_bank(reg, bank_request()))
     assert reg.adapters.all() == []
     tally("embedders that give NaN or infinity", "named, nothing stored")

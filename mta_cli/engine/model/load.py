@@ -248,7 +248,7 @@ def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model's folder, by transformers."""
     settings = path / "tokenizer_config.json"
     if settings.exists() and read_json(settings).get("tokenizer_class") == "PreTrainedTokenizerFast":
-        from transformers import PreTrainedTokenizerFast  # AutoTokenizer takes the same class, and a second to import
+        from transformers import PreTrainedTokenizerFast  # AutoTokenizer would choose it too, but imports for a second
 
         return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     from transformers import AutoTokenizer

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mta_cli.engine.model.checkpoint_files import check_folder, load_errors_as_bad_input
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 
 WINDOWS_PER_BATCH = 32
 FALLBACK_WINDOW = 512
@@ -60,7 +60,10 @@ class Embedder:
             return np.zeros((0, 0), dtype=np.float32)
         rows = torch.nn.functional.normalize(sums, dim=1).numpy()
         if not np.isfinite(rows).all():
-            raise IntegrityFault("the embedder gives numbers that are not finite", hint="pull the embedder again")
+            raise IntegrityFault(
+                "The embedder is damaged: its vectors contain NaN or infinity.",
+                hint=("install it again: ", Command("model rm"), ", then ", Command("model pull")),
+            )
         return rows
 
     def count_tokens(self, texts: Sequence[str]) -> int:

@@ -122,7 +122,9 @@ class TrainingSession:
         yield TrainingResult(weights, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
-        """A checkpoint; None before `SessionStarted`. May only be called between two reports."""
+        """The state of the training as a checkpoint; None before the report `SessionStarted`. Call it between two reports
+        of `run`, not during a training step.
+        """
         if self._trainer is None:
             return None
         return self._trainer.save_state()

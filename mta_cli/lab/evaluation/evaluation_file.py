@@ -83,7 +83,10 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     Raises UsageError for an evaluation of stored models, whose answers are not stored by method.
     """
     if "settings" not in one.result:
-        raise UsageError(f"{one.name} measured stored models, and such evaluations cannot be exported")
+        raise UsageError(
+            f"{one.name} measured the stored models of users and cannot be exported.",
+            hint=("evaluations by ", Command("eval run"), " can be"),
+        )
     user_sums = {name: one.portable_sums(name) for name in one.result["methods"]}
     first = next(iter(user_sums.values()))
     whose = {name: _whose_rows(sums) for name, sums in user_sums.items() if sums.whose is not None}
@@ -133,7 +136,7 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
         result = {**_result(document.result, user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
     except (ValueError, KeyError, RecursionError) as error:
         raise BadInput(
-            f"{path} is damaged or no exported evaluation ({clean_line(str(error))[:200]}).",
+            f"{path} is damaged or is not an exported evaluation ({clean_line(str(error))[:200]}).",
             hint=(Command("eval export", "NUMBER"), " writes one"),
         ) from error
     return FinishedEvaluation(

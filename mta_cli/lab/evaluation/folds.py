@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TUNING_SHARE = 0.25  # with a single fold, the share of users who tune settings, and the share who are tested
+TUNING_SHARE = 0.25  # with a single fold: a quarter of the users tune settings, another quarter is tested
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly distributed over users
-MAX_LADDER_CASES = 128  # cases of the ladder, which the bare base predicts too: some 5 % of the time of a small build
+MAX_LADDER_CASES = 128  # items that the bare base predicts too, for the ladder: some 5 % of the time of a small build
 ITEMS_PER_STEP = 32  # items between two progress events
 HELD_OUT_OPTION = "held_out_weights"  # the key of a bank option: whether halves of the users predict each other
 

@@ -339,11 +339,11 @@ class _StepAnswers:
 def choose_examples(
     answers: Sequence[Prediction], ladder: Mapping[str, Any], questions: Mapping[int, str]
 ) -> tuple[str, list[int]]:
-    """The key of a rule in `EXAMPLE_RULES`, and the queries that it chooses, by the gain in likelihood from the common
-    model to the highest step. `questions` are the queries' texts.
+    """Choose example queries: the key of the rule that was used (see `EXAMPLE_RULES`), and the queries.
 
-    The rule is `shared` if enough users were asked the same question, because then answers differ only by user. Else
-    the question with each user's largest absolute gain is used.
+    A query's gain is its answer's log-likelihood at the highest step less that under the common model. If enough users
+    were asked the same question, the rule is `shared`, because then answers differ only by user. Else each user's
+    query with the largest absolute gain is taken. `questions` are the queries' texts.
     """
     from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 

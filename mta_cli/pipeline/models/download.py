@@ -163,8 +163,8 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
         )
         raise BadInput(
             f"{name} has no safetensors weights (it has {', '.join(others) or 'no weights at all'})",
-            hint="choose a repository with safetensors: pickle files can run code, and GGUF files are read from the "
-            "catalog alone",
+            hint="choose a repository with safetensors: pickle files can run code, and a GGUF file is read only "
+            "if it is in the catalog",
         )
     return tuple(sorted(chosen))
 

@@ -155,7 +155,7 @@ def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_p
 
 def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageError, match=f"evaluation {stored} measured stored models"):
+    with pytest.raises(UsageError, match=f"evaluation {stored} measured the stored models"):
         export_evaluation(load_finished_evaluation(reg, stored), tmp_path / "stored.json")
     assert not (tmp_path / "stored.json").exists()
 

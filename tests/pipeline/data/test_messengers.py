@@ -310,7 +310,9 @@ def test_a_name_of_two_senders_is_refused(reg: Registry, tmp_path: Path) -> None
     (export / "users.json").write_text(json.dumps(users))
     with pytest.raises(BadInput, match="'ann' is the name of two senders in export: ") as caught:
         take(reg, export, "ann")
-    assert words_to_text(caught.value.hint or "").startswith("name the sender that you are in full, such as --me U0")
+    assert words_to_text(caught.value.hint or "").startswith(
+        "give the full name of the sender that is you, such as --me U0"
+    )
     assert len(talk(reg, export, "ann.reed")) == 4
 
 

@@ -88,7 +88,7 @@ class MessengerReplies:
                 both = f"{format_value(self._senders[name])} and {format_value(message.sender)}"
                 raise BadInput(
                     f"{format_value(name)} is the name of two senders in {self._file}: {both}",
-                    hint=("name the sender that you are in full, such as ", Flag("me", message.sender)),
+                    hint=("give the full name of the sender that is you, such as ", Flag("me", message.sender)),
                 )
         if own:
             self._shown.add(message.names[0])
