@@ -49,8 +49,8 @@ class LlamaBackend:
         frozen_loras: Sequence[Sequence[LoraWeights]] = (),
         tree_users: Sequence[int] = (),
     ) -> TreeScorer:
-        """A scorer of texts with shared beginnings (`trees`), under trainable LoRAs in the layers that `placement` names.
-        Tree `i` also has the frozen LoRAs of user `tree_users[i]` below it.
+        """A scorer of texts with shared beginnings (`trees`), under trainable LoRAs in the layers that `placement`
+        names. Tree `i` also has the frozen LoRAs of user `tree_users[i]` below it.
         """
         return LlamaTreeScorer(self._decoder, trees, placement, frozen_loras, tree_users)
 

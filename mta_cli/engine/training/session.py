@@ -122,8 +122,8 @@ class TrainingSession:
         yield TrainingResult(weights, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
-        """The state of the training as a checkpoint; None before the report `SessionStarted`. Call it between two reports
-        of `run`, not during a training step.
+        """The state of the training as a checkpoint; None before the report `SessionStarted`. Call it between two
+        reports of `run`, not during a training step.
         """
         if self._trainer is None:
             return None

@@ -64,7 +64,8 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
     if names is None:
         if not (found := testable - sources):
             raise BadInput(
-                f"Bank {bank.name} cannot be tested: it contains data of every user with held-out queries of task {bank.task}.",
+                f"Bank {bank.name} cannot be tested: it contains data of every user with held-out queries of task "
+                f"{bank.task}.",
                 hint=("import other users to test it on (", Command("data import"), ")"),
             )
         return tuple(sorted(found))
