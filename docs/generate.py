@@ -69,7 +69,7 @@ def _stacks_page() -> str:
 
 def _parameters_page() -> str:
     """Every parameter of the server's bodies."""
-    from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody, EmbeddingBody
+    from mta_cli.serving.request_bodies import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody, EmbeddingBody
 
     bodies = {"chat": ChatBody, "completions": CompletionBody, "embeddings": EmbeddingBody}
     honoured = dict.fromkeys(name for body in bodies.values() for name in body.__struct_fields__)

@@ -286,7 +286,8 @@ class AdaptOptions:
     )
     learning_rate: float | None = option_field(
         None,
-        "Peak learning rate; where not given, 0.002 for texts, and 0.0005 for labels and scores.",
+        f"Peak learning rate; where not given, {TEXT_STACK_RATE:g} for texts, and {LABEL_STACK_RATE:g} for labels and "
+        "scores.",
         minimum=1e-8,
         maximum=1.0,
     )

@@ -26,7 +26,7 @@ from mta_cli.serving import openapi
 from mta_cli.serving.connections import most_connections
 from mta_cli.serving.errors import ApiError, api_error
 from mta_cli.serving.metrics import CONTENT_TYPE
-from mta_cli.serving.schemas import (
+from mta_cli.serving.request_bodies import (
     MAX_ANSWERS,
     AdaptBody,
     ChatBody,

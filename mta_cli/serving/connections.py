@@ -32,7 +32,7 @@ class LimitedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio's `Protocol`."""
         super().connection_made(transport)
-        self._await_head()
+        self._restart_head_timer()
         if len(self.connections) > most_connections():
             idle = [one for one in self.connections if isinstance(one, LimitedConnection) and one._is_idle()]
             min(idle, key=lambda one: one._timer.when() if one._timer else 0.0).transport.abort()
@@ -46,22 +46,22 @@ class LimitedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         """Called by uvicorn after each answer."""
         super().on_response_complete()
-        self._await_head()
+        self._restart_head_timer()
 
-    def _await_head(self) -> None:
+    def _restart_head_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(HEAD_SECONDS, self._close_without_head)
 
-    def _awaits_head(self) -> bool:
+    def _has_no_open_request(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _is_idle(self) -> bool:
         """Whether an open connection sends no request head, or does not read its answer."""
-        return (self._awaits_head() or self.flow.write_paused) and not self.transport.is_closing()
+        return (self._has_no_open_request() or self.flow.write_paused) and not self.transport.is_closing()
 
     def _close_without_head(self) -> None:
-        if self._awaits_head():
+        if self._has_no_open_request():
             self.transport.abort()
 
 
@@ -73,7 +73,7 @@ class OncePerSecond(logging.Filter):
         self._next, self._left_out = 0.0, 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See `logging.Filter`."""
+        """Pass one record a second; the next one that passes says how many were left out."""
         if (now := time.monotonic()) < self._next:
             self._left_out += 1
             return False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mta_cli.engine.generation.sampler import TokenConstraint
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.serving.schemas import ResponseFormat
+    from mta_cli.serving.request_bodies import ResponseFormat
 
 log = logging.getLogger("mta.serve")
 ANY_OBJECT: dict[str, Any] = {"type": "object"}

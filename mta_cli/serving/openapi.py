@@ -10,7 +10,7 @@ import msgspec
 from starlette.routing import Route
 
 from mta_cli import __version__
-from mta_cli.serving.schemas import AdaptBody, ChatBody, CompletionBody, EmbeddingBody, ItemBody
+from mta_cli.serving.request_bodies import AdaptBody, ChatBody, CompletionBody, EmbeddingBody, ItemBody
 
 BODIES = {
     "/v1/chat/completions": ChatBody,

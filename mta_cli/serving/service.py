@@ -26,7 +26,7 @@ from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, labe
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
 from mta_cli.serving.metrics import Metrics
-from mta_cli.serving.schemas import ChatPreferences, Sampling
+from mta_cli.serving.request_bodies import ChatPreferences, Sampling
 from mta_cli.serving.user_models import May, Prepared, UserModels, visible_names
 from mta_cli.serving.weights import FactorsMaker
 
@@ -353,7 +353,7 @@ class Service:
         self.require_ready()
 
         def work() -> list[dict[str, Any]]:
-            return [self._models.describe(target, may) for target in self._models.list_targets(may)]
+            return [self._models.model_entry(target, may) for target in self._models.list_targets(may)]
 
         return await self._in_store_thread(work)
 
@@ -362,7 +362,7 @@ class Service:
         self.require_ready()
 
         def work() -> dict[str, Any]:
-            return self._models.describe(self._models.resolve(name, None, may), may)
+            return self._models.model_entry(self._models.resolve(name, None, may), may)
 
         return await self._in_store_thread(work)
 

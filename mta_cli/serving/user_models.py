@@ -36,7 +36,7 @@ from mta_cli.pipeline.user_weights import (
 )
 from mta_cli.serving.byte_cache import ByteCache
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
-from mta_cli.serving.schemas import ChatPreferences
+from mta_cli.serving.request_bodies import ChatPreferences
 from mta_cli.serving.weights import W, WeightsMaker
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class UserModels(Generic[W]):
             return False
         return True
 
-    def describe(self, target: Target, may: May) -> dict[str, Any]:
+    def model_entry(self, target: Target, may: May) -> dict[str, Any]:
         """A model's entry in `/v1/models`. Anchors whom the client may not ask have no name in it."""
         user, created = target.user, 0
         if user is not None:
@@ -343,10 +343,10 @@ class UserModels(Generic[W]):
             "object": "model",
             "created": created,
             "owned_by": "mta",
-            "mta": self._mta(target, may),
+            "mta": self._personal_part(target, may),
         }
 
-    def _mta(self, target: Target, may: May) -> dict[str, Any]:
+    def _personal_part(self, target: Target, may: May) -> dict[str, Any]:
         fingerprint, user = self.base.fingerprint, target.user
         name = default_task(self.reg, user, target.task, fingerprint)
         mode = most_personal_mode(self.reg, user, name, fingerprint)

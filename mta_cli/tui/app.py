@@ -28,7 +28,7 @@ from mta_cli.tui.text import PrintableFilter
 from mta_cli.tui.window_state import WindowState
 from mta_cli.tui.workers.job_queue import Job, JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
-from mta_cli.tui.workers.store_reader import StoreReader
+from mta_cli.tui.workers.store_thread import StoreThread
 from mta_cli.tui.workers.undo import UndoPlan, plan_undo, undo
 
 if TYPE_CHECKING:
@@ -98,15 +98,15 @@ class MtaApp(App[None]):
         super().__init__()
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
-        self.store_reader = StoreReader(store, timeout)
-        self.profile_reader = StoreReader(store, timeout)  # its own thread, because reading profiles takes seconds
+        self.store_thread = StoreThread(store, timeout)
+        self.profile_thread = StoreThread(store, timeout)  # its own thread, because reading profiles takes seconds
         self.job_queue = JobQueue(self, store, timeout)
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
         self._printable = PrintableFilter()
         self._kept: list[ItemKept] = []  # items that this window kept and that are not undone, newest last
         self._undo_job: Job | None = None
-        self.store_reader.on_kept = self.model_worker.on_kept = self._kept.append
+        self.store_thread.on_kept = self.model_worker.on_kept = self._kept.append
         self.selected_user: str | None = None
         self.selected_task: str | None = None
         self.chat_to_open: int | None = None  # the conversation that Chat continues when it is shown next
@@ -129,7 +129,7 @@ class MtaApp(App[None]):
     @work
     async def _select_saved_user(self, user_id: int) -> None:
         with suppress(MtaError):  # the user may have been removed; the screen reports a store that cannot be read
-            user = await self.store_reader.read(lambda reg: reg.users.by_id(user_id))
+            user = await self.store_thread.run(lambda reg: reg.users.by_id(user_id))
             if self.selected_user is None:
                 self.select_user(user.name)
 
@@ -137,11 +137,11 @@ class MtaApp(App[None]):
         name, user_id = self.selected_user, None
         if name is not None:
             with suppress(MtaError):
-                user_id = (await self.store_reader.read(lambda reg: reg.users.get(name))).id
+                user_id = (await self.store_thread.run(lambda reg: reg.users.get(name))).id
         theme = "" if self.theme == DEFAULT_THEME else self.theme
         state = WindowState(theme, self.current_mode if self.current_mode in SCREEN_TITLES else "", user_id)
         if state != self._saved_state:
-            state.save(self.store_reader.root)
+            state.save(self.store_thread.root)
 
     def _exit_on_signal(self, number: int) -> None:
         self._stop_threads()
@@ -151,8 +151,8 @@ class MtaApp(App[None]):
         """Stop all threads, however the window ends, and save its state for the next one."""
         self._stop_threads()
         await self._save_state()
-        await self.store_reader.close()
-        await self.profile_reader.close()
+        await self.store_thread.close()
+        await self.profile_thread.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """The filter that removes control characters, then Textual's own filters."""
@@ -236,7 +236,7 @@ class MtaApp(App[None]):
             return
         kept = self._kept[-1]
         try:
-            plan = await self.store_reader.read(partial(plan_undo, kept=kept))
+            plan = await self.store_thread.run(partial(plan_undo, kept=kept))
         except NotFound:
             self._kept.remove(kept)
             self.notify("nothing to undo: the answer that was kept last is removed already", markup=False)

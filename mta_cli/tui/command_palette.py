@@ -68,7 +68,7 @@ class CommandProvider(Provider):
 
     async def _find_users(self, query: str) -> AsyncIterator[str]:
         task = self._mta_app.selected_task
-        names = await self._mta_app.store_reader.read(
+        names = await self._mta_app.store_thread.run(
             lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, task)
         )
         for row in names:

@@ -1,5 +1,8 @@
 """The steps that migrate older schemas to the current one, in order. A released step never changes.
 
+A new step needs its script, a line here, the same change in `schema.sql` (new columns last) and a higher
+`SCHEMA_VERSION`.
+
 A new store is made from `schema.sql`, and all steps count as done. Each step sets SQLite's `user_version`, so that an
 older program refuses a newer store with a clear message.
 """

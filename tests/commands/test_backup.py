@@ -115,7 +115,7 @@ def test_a_store_that_is_gone_is_restored_and_what_is_not_known_is_said(store: P
     (store / "registry.db").unlink()
     ran = mta_ok("restore", file, "--json")
     assert "no store" in ran.json()["not_replayed"] and ran.json()["replaced"] is False
-    assert "mta user rm" in ran.err and "keys of the server" in ran.err and names(store) == ["alice", "bob"]
+    assert "mta user rm" in ran.err and "server keys" in ran.err and names(store) == ["alice", "bob"]
 
 
 def test_a_store_that_cannot_be_read_is_replaced_when_that_is_agreed(store: Path, tmp_path: Path) -> None:

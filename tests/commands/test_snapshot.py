@@ -142,7 +142,7 @@ def test_a_dry_run_says_what_it_would_do(store: Path, key: Path, tmp_path: Path)
 
 
 def test_places_that_cannot_be_used(store: Path, tmp_path: Path) -> None:
-    assert (ran := mta("snapshot", store / "fleet")).code == 4 and "in the store itself" in ran.err
+    assert (ran := mta("snapshot", store / "fleet")).code == 4 and "is inside the store" in ran.err
     (tmp_path / "file").touch()
     assert (ran := mta("snapshot", tmp_path / "file")).code == 4 and "is a file" in ran.err
     assert (ran := mta("snapshot", "nowhere://bucket")).code == 2 and "not the address" in ran.err

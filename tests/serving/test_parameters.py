@@ -15,7 +15,7 @@ import pytest
 
 from mta_cli.options import ServeOptions
 from mta_cli.serving import json_format
-from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT
+from mta_cli.serving.request_bodies import REFUSED, WITHOUT_EFFECT
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 

@@ -14,7 +14,7 @@ import pytest
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.remote import RemoteConversation, WindowFull
-from mta_cli.serving.schemas import MAX_MESSAGES
+from mta_cli.serving.request_bodies import MAX_MESSAGES
 from mta_cli.text.printable import clean_text
 from tests.pipeline.world import World, asking, notes_of, result_of, text_of
 from tests.serving.conftest import Start

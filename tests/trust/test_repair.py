@@ -148,7 +148,7 @@ def test_a_disk_that_fails_is_no_damaged_index(ground: Ground, monkeypatch: pyte
 
     root, plain = ground.copy(), sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: plain(*a, **k, factory=Failing))
-    with pytest.raises(IntegrityFault, match=r"The disk failed under the store .* disk I/O error"):
+    with pytest.raises(IntegrityFault, match=r"The disk failed while the store at .* disk I/O error"):
         town.finish(repair(root, 10.0, lambda found: pytest.fail("there is nothing to repair")))
     with Registry.open(root) as reg:
         (told,) = reg.check_integrity()
@@ -168,5 +168,5 @@ def test_a_log_that_needs_writing_to_be_read_is_no_damage(ground: Ground, monkey
     (root / "registry.db-wal").write_bytes(b"the last changes")
     monkeypatch.setattr(connection.os, "access", lambda *_: False)
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: plain(*a, **k, factory=Unopened))
-    with pytest.raises(BadInput, match="is not damaged, but its last changes are"):
+    with pytest.raises(BadInput, match="its last changes are in registry"):
         town.finish(repair(root, 10.0, lambda found: None))

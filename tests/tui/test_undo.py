@@ -25,7 +25,7 @@ def voices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def keep(app: MtaApp, question: str, answer: str = "comedy", task: str = "lamp-2") -> ItemKept:
     """Keep an answer for ida, as Compare does."""
-    return await app.store_reader.read(
+    return await app.store_thread.run(
         lambda reg: add_exchange_as_item(reg, reg.users.get("ida"), task, question, answer)
     )
 

@@ -102,7 +102,7 @@ class TrainingSession:
         from mta_cli.engine.training.trainer import Trainer
 
         members = self.members
-        before = self._measure_losses([()] * len(members))
+        before = self._call_measure_losses([()] * len(members))
         probes = [one.examples[:: max(1, len(one.examples) // MAX_PROBE_ROWS)] for one in members]
         self._trainer = trainer = Trainer(self.base, members)
         # A fresh LoRA adds nothing, but with it these passes start at the same layer as training and share its cached
@@ -118,7 +118,7 @@ class TrainingSession:
             if (fault := divergence_reason(first[i], end)) is not None:
                 trainer.failed[i] = fault
                 del weights[i]
-        after = self._measure_losses([(weights[i],) if i in weights else () for i in range(len(members))])
+        after = self._call_measure_losses([(weights[i],) if i in weights else () for i in range(len(members))])
         yield TrainingResult(weights, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
@@ -160,5 +160,6 @@ class TrainingSession:
                 trainer.failed[i] = str(error)
         return weights
 
-    def _measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
+    def _call_measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
+        """The results of `measure_losses` with these LoRAs, one a member; empty if it was not given."""
         return [] if self._measure is None else self._measure(self.base, parts)

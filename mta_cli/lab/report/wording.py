@@ -97,7 +97,7 @@ def describe_power(document: Document) -> str:
 
 
 def describe_settings(used: object) -> str:
-    """A method's settings as names and values; settings that differ by fold are listed by fold."""
+    """A method's settings as names and values; those of a list by fold. `steps` is left out if `epochs` decides."""
     if isinstance(used, list | tuple):
         return "; ".join(f"fold {fold}: {describe_settings(own)}" for fold, own in enumerate(used, 1))
     if not isinstance(used, Mapping):

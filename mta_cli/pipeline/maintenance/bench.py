@@ -15,7 +15,7 @@ from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, P
 from mta_cli.options import BankOptions, FuseOptions, MachineOptions
 from mta_cli.pipeline.models.bases import HUB_BASES, HubBase, full_name
 from mta_cli.pipeline.models.manifest import ModelEntry
-from mta_cli.pipeline.models.memory import PASS_TOKENS, PROGRAM_BYTES, key_value_bytes, pass_bytes
+from mta_cli.pipeline.models.memory import PASS_TOKENS, PROGRAM_BYTES, key_value_bytes, training_pass_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def computed_bytes(
     sizes, precision = shape.shape, "float32" if number_bytes == 4 else "bfloat16"
     weights = number_bytes * sizes.parameters
     fixed = (PROGRAM_BYTES if on_cpu else 0) + copies * weights
-    compute = partial(pass_bytes, sizes, precision, row=ROW_TOKENS, layers=sizes.layers)
+    compute = partial(training_pass_bytes, sizes, precision, row=ROW_TOKENS, layers=sizes.layers)
     upper, frozen = lora_parameter_count(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
     # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
     train = compute(tokens=pass_tokens) + GROUP_USERS * lora_parameter_count(shape, shape.layers) * (

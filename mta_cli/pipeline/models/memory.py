@@ -110,9 +110,11 @@ def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
     return number * (copies * shape.parameters + (shape.projections if use == "train" else 0))
 
 
-def pass_bytes(shape: Shape, precision: str, tokens: int, row: int, layers: int, *, recomputes: bool = False) -> int:
-    """The bytes that a training pass of `tokens` tokens, in rows of `row`, keeps for its backward pass through `layers`
-    layers.
+def training_pass_bytes(
+    shape: Shape, precision: str, tokens: int, row: int, layers: int, *, recomputes: bool = False
+) -> int:
+    """The bytes that a training pass of `tokens` tokens, in rows of `row`, keeps for its backward pass: the states of
+    `layers` layers, and the logits.
 
     It describes the fast decoder; transformers' modules keep more. If the backward pass `recomputes` layers, only the
     states before each layer and one complete layer are kept.
@@ -137,7 +139,7 @@ def number_bytes(precision: str) -> int:
 
 def training_bytes(shape: Shape, precision: str) -> int:
     """The most memory of a training without its data: one pass of `PASS_TOKENS` in all layers."""
-    passes = pass_bytes(shape, precision, PASS_TOKENS, ROW_TOKENS, shape.layers)
+    passes = training_pass_bytes(shape, precision, PASS_TOKENS, ROW_TOKENS, shape.layers)
     return PROGRAM_BYTES + weight_bytes(shape, precision, "train") + passes
 
 
@@ -170,7 +172,7 @@ def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLi
     from mta_cli.engine.model.load import MemoryLimits
 
     usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, precision, use))
-    one = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
+    one = training_pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
     tokens = max(1, int(spare / 2 / one))  # a longer row gets its own pass, which recomputes layers
     return MemoryLimits(
         tokens if tokens < PASS_TOKENS else None,
@@ -185,7 +187,7 @@ def least_bytes(shape: Shape, precision: str, use: Use) -> int:
     """
     if use == "answer":
         return answering_bytes(shape, precision)
-    passes = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
+    passes = training_pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
     return PROGRAM_BYTES + weight_bytes(shape, precision, use) + 2 * passes
 
 

@@ -25,9 +25,9 @@ from mta_cli.pipeline.models.memory import (
     divide_memory,
     format_gigabytes,
     number_bytes,
-    pass_bytes,
     read_shape,
     require_memory,
+    training_pass_bytes,
     weight_bytes,
 )
 
@@ -179,7 +179,7 @@ def estimate_memory(
         tokens = max(rows.longest, min(limits.batch_tokens or PASS_TOKENS, step_tokens * load.adapters))
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
-        passes = pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
+        passes = training_pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
         key_values = 2 * layers * shape.kv_heads * shape.head_dim  # bytes of a token before the LoRA's first position
         each_token = {"all": 0, "upper": shape.width, "late": key_values}[load.placement]
         states = number_bytes(precision) * each_token * load.distinct

@@ -44,7 +44,7 @@ def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
     """The form for a kind of job, which can show the job's plan before it starts."""
 
     async def plan(filled: FormValues) -> Sequence[JobPlan]:
-        return await app.profile_reader.read(partial(dry_run_plans, job_form.make_request(context, filled)))
+        return await app.profile_thread.run(partial(dry_run_plans, job_form.make_request(context, filled)))
 
     def check(filled: FormValues) -> None:
         job_form.make_request(context, filled)
@@ -78,9 +78,9 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
         return tuple(task_names(reg)), guess_task(reg, app.selected_user), not reg.count_rows()["users"]
 
-    tasks, likely, empty = await app.store_reader.read(look)
+    tasks, likely, empty = await app.store_thread.run(look)
     return FormContext(
-        app.settings, app.store_reader.root, tasks, app.selected_user, app.selected_task or likely, empty
+        app.settings, app.store_thread.root, tasks, app.selected_user, app.selected_task or likely, empty
     )
 
 

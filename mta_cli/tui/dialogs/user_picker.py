@@ -82,8 +82,8 @@ class UserPicker(ModalScreen[str | None]):
 
     @work(exclusive=True, group="look", exit_on_error=False)
     async def _search_users(self, words: str) -> None:
-        reader, limit = cast("MtaApp", self.app).store_reader, MAX_USERS_LISTED + len(self._excluded_users)
-        found = await reader.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, limit))
+        store, limit = cast("MtaApp", self.app).store_thread, MAX_USERS_LISTED + len(self._excluded_users)
+        found = await store.run(lambda reg: reg.user_table.user_page(words, "name", False, 0, limit))
         rows = [row for row in found if row.name not in self._excluded_users][:MAX_USERS_LISTED]
         self._names, self._searched_text = [row.name for row in rows], words
         options = self.query_one(OptionList)

@@ -115,7 +115,7 @@ class BankScreen(BaseScreen):
     async def reload(self) -> None:
         """Read banks, anchors and the selected user; then profiles, if they changed."""
         number, name = self._bank.id if self._bank is not None else None, self.mta_app.selected_user
-        found = await self.mta_app.profile_reader.read(
+        found = await self.mta_app.profile_thread.run(
             partial(
                 _read_bank_snapshot,
                 number=number,
@@ -171,7 +171,7 @@ class BankScreen(BaseScreen):
     async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
         """Select the user whose dot on the map was clicked."""
         try:
-            user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))
+            user = await self.mta_app.store_thread.run(lambda reg: reg.users.by_id(event.user_id))
         except NotFound:  # removed since the map was drawn
             self.reload_if_current()
             return
@@ -223,14 +223,14 @@ class BankScreen(BaseScreen):
         if self._map_key != (bank.id, found.profiles_stamp) or self._map is None:
             self._map, self._map_key = None, None
             view.show_map(None, waiting="Reading profiles …")
-            self._map = await self.mta_app.profile_reader.read(partial(compute_user_map, bank=bank))
+            self._map = await self.mta_app.profile_thread.run(partial(compute_user_map, bank=bank))
             self._map_key = bank.id, found.profiles_stamp
             self._fill_table()
         highlighted = HighlightedUser(user.id, user.name, recipe=found.recipe) if user is not None else None
         view.show_map(self._map, highlighted)
         view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
         if user is not None and highlighted is not None:
-            near = await self.mta_app.profile_reader.read(lambda reg: find_similar_users(reg, bank, user.id))
+            near = await self.mta_app.profile_thread.run(lambda reg: find_similar_users(reg, bank, user.id))
             view.show_map(self._map, replace(highlighted, neighbours=[one.user_id for one in near]))
 
 

@@ -112,7 +112,7 @@ class ChatScreen(AskingScreen):
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""
         name = self.mta_app.selected_user
-        tasks = await self.mta_app.store_reader.read(lambda reg: _read_user_tasks(reg, name))
+        tasks = await self.mta_app.store_thread.run(lambda reg: _read_user_tasks(reg, name))
         if tasks is None:
             name = None
         self.set_class(name is None, "-no-user")
@@ -151,7 +151,7 @@ class ChatScreen(AskingScreen):
         if name is None:
             self._chats = []
         else:
-            self._chats = await self.mta_app.store_reader.read(
+            self._chats = await self.mta_app.store_thread.run(
                 lambda reg: reg.chats.search_chats(reg.users.get(name).id, words, limit=MAX_CHATS_LISTED)
             )
         options.clear_options()
@@ -175,7 +175,7 @@ class ChatScreen(AskingScreen):
         await self._open_chat(self._chats[event.option_index].id)
 
     async def _open_chat(self, chat_id: int) -> None:
-        messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
+        messages = await self.mta_app.store_thread.run(lambda reg: reg.chats.messages(chat_id))
         await self._reset_chat()
         self._session.continue_chat(chat_id)
         turns = self.query_one("#turns")
@@ -290,7 +290,7 @@ class ChatScreen(AskingScreen):
         if chat_id is None or self.active_request.in_progress:
             self.show_status("No stored conversation is shown.")
         elif await self.mta_app.confirm("Remove this conversation? History items kept from it stay."):
-            await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
+            await self.mta_app.store_thread.run(lambda reg: reg.chats.remove(chat_id))
             await self._reset_chat()
             await self._load_chat_list()
 

@@ -138,7 +138,7 @@ class CompareScreen(AskingScreen):
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""
         name = self.mta_app.selected_user
-        held = await self.mta_app.store_reader.read(lambda reg: _read_user_queries(reg, name))
+        held = await self.mta_app.store_thread.run(lambda reg: _read_user_queries(reg, name))
         if held is None:
             name = None
         self.set_class(name is None, "-no-user")
@@ -269,7 +269,7 @@ class CompareScreen(AskingScreen):
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return
         task, words = asked.task or FREE_TASK, asked.question.text
-        saved = await self.mta_app.store_reader.read(
+        saved = await self.mta_app.store_thread.run(
             lambda reg: add_exchange_as_item(reg, reg.users.get(asked.user), task, words, answer)
         )
         self._kept_columns[column] = saved
@@ -277,7 +277,7 @@ class CompareScreen(AskingScreen):
 
     async def _is_kept(self, user: str, column: str) -> bool:
         kept = self._kept_columns.get(column)
-        return kept is not None and await self.mta_app.store_reader.read(
+        return kept is not None and await self.mta_app.store_thread.run(
             lambda reg: any(
                 item.task == kept.task for item in reg.items.items_with_keys(reg.users.get(user).id, [kept.name])
             )

@@ -95,7 +95,7 @@ class HomeScreen(BaseScreen):
     async def reload(self) -> None:
         """Read the overview, then the gains, which can take longer."""
         own, user = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs], self.mta_app.selected_user
-        self._overview = await self.mta_app.store_reader.read(partial(_read_overview, own, user))
+        self._overview = await self.mta_app.store_thread.run(partial(_read_overview, own, user))
         self._show_overview(self._overview)
         if self._gains_of != self.mta_app.store_changes:
             self._load_gains(self.mta_app.store_changes)
@@ -103,7 +103,7 @@ class HomeScreen(BaseScreen):
     @work(group="gains", exclusive=True, exit_on_error=False)
     async def _load_gains(self, changes: int) -> None:
         self._gains_of = changes  # so that an error is shown only once
-        self._gains = await self.mta_app.profile_reader.read(_read_gains)
+        self._gains = await self.mta_app.profile_thread.run(_read_gains)
         self._show_gains()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -106,7 +106,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     async def reload(self) -> None:
         """Read interrupted jobs and jobs of other processes, and show all jobs."""
-        found, self._elsewhere = await self.mta_app.store_reader.read(
+        found, self._elsewhere = await self.mta_app.store_thread.run(
             lambda reg: (list_unfinished_jobs(reg), _read_jobs_of_other_processes(reg))
         )
         self._interrupted_jobs = {
@@ -201,7 +201,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
             try:
-                await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
+                await self.mta_app.store_thread.run(partial(resume.discard_job, one=one))
             finally:
                 await self.reload()
 
@@ -311,7 +311,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         if not self.is_current:
             return
         try:
-            found = await self.mta_app.store_reader.read(_read_jobs_of_other_processes)
+            found = await self.mta_app.store_thread.run(_read_jobs_of_other_processes)
         except MtaError:
             if not self._look_failed:
                 self._look_failed = True

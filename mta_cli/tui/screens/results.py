@@ -164,7 +164,7 @@ class ResultsScreen(BaseScreen):
         """Read the list of evaluations and show the selected one."""
         task = self.mta_app.selected_task
         selected = entry.number if (entry := self._selected) is not None else None
-        self._evaluations = await self.mta_app.store_reader.read(lambda reg: _read_evaluations(reg, task))
+        self._evaluations = await self.mta_app.store_thread.run(lambda reg: _read_evaluations(reg, task))
         self.set_class(not self._evaluations, "-empty")
         table = self._table
         table.clear()

@@ -228,7 +228,7 @@ class UsersScreen(BaseScreen):
 
         if (name := self.highlighted_user) is None:
             return
-        traces = await self.mta_app.store_reader.read(partial(_removal_summary, name))
+        traces = await self.mta_app.store_thread.run(partial(_removal_summary, name))
         if not await self.mta_app.confirm(f"Remove {name} and all their data? This cannot be undone.\n\n{traces}"):
             return
 
@@ -243,7 +243,7 @@ class UsersScreen(BaseScreen):
     @work(group="ask", exit_on_error=False)
     async def action_task(self) -> None:
         """Choose a task for all screens."""
-        tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
+        tasks = await self.mta_app.store_thread.run(lambda reg: reg.user_table.tasks_with_user_counts())
         counts = ((task, line_text(pluralise(users, "user"), "dim")) for task, users in tasks)
         options = [Option(Text.assemble(line_text(task), "  ", count), task) for task, count in counts]
         everything = Option(line_text("all tasks"), "")
@@ -282,7 +282,7 @@ class UsersScreen(BaseScreen):
     async def _load_users(self, name: str | None) -> bool:
         """Load the matching users, with the cursor on `name` if it matches. Returns whether it does."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
-        found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
+        found = await self.mta_app.store_thread.run(partial(_read_table_state, words, task, sort, descending, name))
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
         self.set_class(bool(found.total or task) and not found.matching, "-no-match")
@@ -302,7 +302,7 @@ class UsersScreen(BaseScreen):
 
     async def _fetch_rows(self, offset: int, limit: int) -> Sequence[UserRow]:
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
-        return await self.mta_app.store_reader.read(
+        return await self.mta_app.store_thread.run(
             lambda reg: reg.user_table.user_page(words, sort, descending, offset, limit, task)
         )
 
@@ -325,7 +325,7 @@ class UsersScreen(BaseScreen):
             return found, items[::-1]
 
         try:
-            user, items = await self.mta_app.store_reader.read(look)
+            user, items = await self.mta_app.store_thread.run(look)
         except NotFound:  # removed since the row was read
             self._shown_user = None
             self.query_one(UserPane).clear_user("gone")

@@ -1,1 +1,1 @@
-"""Threads behind the window: the store's reader, the model's worker and the queue of jobs."""
+"""Threads behind the window: the store's thread, the model's worker and the queue of jobs."""

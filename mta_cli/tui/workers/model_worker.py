@@ -165,7 +165,7 @@ class ModelWorker:
                     if context is None:
                         reg = Registry.open(self._root, create=True, timeout=self._timeout)
                         context = WorkerContext(reg, self._base, chosen=self._chosen)
-                    self._run_request(request, context, buffer)
+                    self._buffer_events(request, context, buffer)
                 except BaseException as raised:
                     error = raised
                 if not worker.is_cancelled:  # otherwise the window is closed
@@ -174,7 +174,8 @@ class ModelWorker:
             if context is not None:
                 context.reg.close()
 
-    def _run_request(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
+    def _buffer_events(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
+        """Put the request's events into `buffer` until it ends or is stopped, or the window closes."""
         if request.stop_requested:
             return
         worker = get_current_worker()

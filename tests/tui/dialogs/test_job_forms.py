@@ -95,7 +95,7 @@ def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None
     ]
     with pytest.raises(UsageError, match="is not a setting of a method"):
         order("eval run", empty_store, task="lamp-2", set="mta")
-    with pytest.raises(UsageError, match="--outputs belongs to"):
+    with pytest.raises(UsageError, match="--outputs applies to"):
         order("data import", empty_store, format="jsonl", outputs="x")
 
 

@@ -71,7 +71,7 @@ async def test_the_verdicts_of_the_banks_ladder_are_shown(demo_store: Path) -> N
 
     async with open_app(demo_store, (200, 50)) as (app, _):
         text = " ".join(screen_text(app).split())
-        assert "worse than no model" in text and "Label memory: worth it" in text
+        assert "worse than answers without a model" in text and "Label memory: worth it" in text
 
 
 async def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:

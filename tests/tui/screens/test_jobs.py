@@ -23,7 +23,7 @@ from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ChoiceDialog, ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.jobs import JobsScreen
-from mta_cli.tui.workers.store_reader import StoreReader
+from mta_cli.tui.workers.store_thread import StoreThread
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
 from tests.pipeline.town import TASK, bank_request
@@ -106,12 +106,12 @@ async def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
 def test_no_lack_of_jobs_is_told_before_they_are_known(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the list is hidden for a moment, and the focus is gone from it when it is back."""
     interrupted(demo_store)
-    go_on, read = threading.Event(), StoreReader.read
+    go_on, run_now = threading.Event(), StoreThread.run
 
-    async def read_late(reader: StoreReader, query: Any) -> Any:
+    async def run_late(store: StoreThread, action: Any) -> Any:
         while not go_on.is_set():
             await asyncio.sleep(0.01)
-        return await read(reader, query)
+        return await run_now(store, action)
 
     async def go() -> None:
         app = MtaApp(demo_store, Settings.load(demo_store))
@@ -124,7 +124,7 @@ def test_no_lack_of_jobs_is_told_before_they_are_known(demo_store: Path, monkeyp
             await settled(app, pilot)
             assert len(rows(app)) == 1 and app.focused is app.screen.query_one("#list")
 
-    monkeypatch.setattr(StoreReader, "read", read_late)
+    monkeypatch.setattr(StoreThread, "run", run_late)
     run(go())
 
 
@@ -142,7 +142,7 @@ async def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
         await back(app, pilot)
         assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
         assert rows(app) == ["✓ user adapt · kim · shots 4"] and "27/27 steps" in screen_text(app)
-        assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
+        assert [p.name for p in await app.store_thread.run(lambda reg: _adapted(reg))] == ["ida", "kim"]
 
 
 def _adapted(reg: Registry) -> list[Any]:
@@ -215,8 +215,8 @@ async def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> N
         await until(pilot, lambda: app.job_queue.jobs[0].finished)
         await settled(app, pilot)
         assert rows(app) == ["✓ bank build · mine v1"] and "goes on from step 3" in log_of(app)
-        assert await app.store_reader.read(lambda reg: reg.banks.get("mine").status) == "ready"
-        assert await app.store_reader.read(list_unfinished_jobs) == []
+        assert await app.store_thread.run(lambda reg: reg.banks.get("mine").status) == "ready"
+        assert await app.store_thread.run(list_unfinished_jobs) == []
 
 
 async def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ async def test_an_interrupted_bank_is_given_up_only_after_a_yes(demo_store: Path
             await pilot.press(key)
             await back(app, pilot)
             assert len(rows(app)) == left
-        assert [bank.name for bank in await app.store_reader.read(lambda reg: reg.banks.all())] == ["lamp-2"]
+        assert [bank.name for bank in await app.store_thread.run(lambda reg: reg.banks.all())] == ["lamp-2"]
 
 
 async def test_a_bank_that_became_ready_during_the_question_stays_and_is_offered_no_more(demo_store: Path) -> None:

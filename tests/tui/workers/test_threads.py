@@ -20,7 +20,7 @@ from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.tui.workers.chat_turn import question_options_from_settings
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
-from mta_cli.tui.workers.store_reader import StoreReader
+from mta_cli.tui.workers.store_thread import StoreThread
 from store.registry import Registry
 from tests.tui.driving import run, until
 
@@ -61,13 +61,13 @@ def done(tmp_path: Path, *makes: MakeEvents) -> tuple[list[Job], int]:
 
 
 async def test_the_store_is_read_in_one_thread_and_errors_are_raised(tmp_path: Path) -> None:
-    reader = StoreReader(tmp_path / "store", 1.0)
-    first = await reader.read(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
-    second = await reader.read(lambda reg: (threading.get_ident(), reg.users.names()))
+    store = StoreThread(tmp_path / "store", 1.0)
+    first = await store.run(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
+    second = await store.run(lambda reg: (threading.get_ident(), reg.users.names()))
     assert first[0] == second[0] != threading.get_ident() and second[1] == ["ida"]
     with pytest.raises(BadInput, match="already"):
-        await reader.read(lambda reg: reg.users.add("ida"))
-    await reader.close()
+        await store.run(lambda reg: reg.users.add("ida"))
+    await store.close()
 
 
 def everything(reg: Registry) -> Iterator[Event]:

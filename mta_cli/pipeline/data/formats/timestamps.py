@@ -12,10 +12,10 @@ _UNIX = re.compile(r"(\d{9,10})(\d{3})?(\.\d+)?", re.ASCII)
 
 
 def normalise_time(text: str) -> str:
-    """A time as `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC (also if it has no offset).
+    """An ISO 8601, slashed or Unix time as `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC.
 
-    `text` is ISO 8601, `YYYY/MM/DD`, or Unix time in seconds (9 or 10 digits) or milliseconds (12 or 13). Raises
-    ValueError for anything else.
+    `text` is ISO 8601, `YYYY/MM/DD`, or Unix time in seconds (9 or 10 digits) or milliseconds (12 or 13),
+    whose fraction is dropped. A time without an offset counts as UTC. Raises ValueError for anything else.
     """
     text = text.strip()
     if not text.isascii():

@@ -1,4 +1,4 @@
-"""Runs queries on the store in a thread of their own, so that none blocks the screen."""
+"""Reads and changes the store in a thread of its own, so that the screen is never blocked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StoreReader:
-    """Runs queries on the store at `root`, one after another, in the one thread that owns its SQLite connection."""
+class StoreThread:
+    """Runs actions on the store at `root`, one after another, in the one thread that owns its SQLite connection."""
 
     def __init__(self, root: Path, timeout: float) -> None:
         self.root = root
@@ -25,26 +25,29 @@ class StoreReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._registry: Registry | None = None
         self.on_kept: Callable[[ItemKept], None] = lambda kept: None
-        """Called in the window's thread with every history item that a query added."""
+        """Called in the window's thread with every history item that an action added."""
 
-    async def read(self, query: Callable[[Registry], T]) -> T:
-        """Run `query` on the open store; returns its result. Raises its errors and the errors of opening the store."""
-        found = await asyncio.wrap_future(self._thread.submit(self._run_query, query))
+    async def run(self, action: Callable[[Registry], T]) -> T:
+        """Run `action` on the store, which is made if it is missing; returns its result.
+
+        Raises its errors and those of opening the store.
+        """
+        found = await asyncio.wrap_future(self._thread.submit(self._run_action, action))
         if isinstance(found, ItemKept):
             self.on_kept(found)
         return found
 
     async def close(self) -> None:
-        """Close the store after all waiting queries."""
+        """Close the store after all waiting actions."""
         await asyncio.wrap_future(self._thread.submit(self._close_registry))
         self._thread.shutdown()
 
-    def _run_query(self, query: Callable[[Registry], T]) -> T:
+    def _run_action(self, action: Callable[[Registry], T]) -> T:
         from store.registry import Registry
 
         if self._registry is None:
             self._registry = Registry.open(self.root, create=True, timeout=self._timeout)
-        return query(self._registry)
+        return action(self._registry)
 
     def _close_registry(self) -> None:
         if self._registry is not None:
