@@ -146,7 +146,7 @@ def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
         if context.output.json or not stdin_is_terminal():
             raise UsageError(
                 f"Even the smallest plan takes about {least} min, more than the {minutes:g} of --minutes.",
-                hint=f"add --minutes {least}, or --yes",
+                hint=f"allow it with --minutes {least}, or run it all the same with --yes",
             )
         answer = context.output.read_answer(f"Even the smallest plan takes about {least} min. Continue? [y/N]")
         if (answer or "").lower() not in ("y", "yes"):

@@ -215,8 +215,8 @@ class Scheduler:
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         answer = self._rows[row].answer
-        # Of the prompt alone: the states of the answer were computed a token at a time, which in 16 bits rounds
-        # otherwise than reading them does, so that a later answer could depend on what was kept.
+        # Only the prompt's states are kept. The answer's were computed one token at a time, which in 16 bits rounds
+        # differently from reading a whole text, so a later answer would depend on whether they were kept.
         ids = list(answer.prompt)
         clean = answer.model.reusable_length(len(ids), len(ids))
         if clean < MIN_KEPT_TOKENS:

@@ -255,6 +255,7 @@ class MtaApp(App[None]):
             self.notify("queued: the undo runs when the jobs before it have ended", markup=False)
 
     def _handle_undo_end(self, kept: ItemKept, plan: UndoPlan, job: Job) -> None:
+        """After a successful undo, take `kept` off the answers that can be undone, and say so; or show the error."""
         if job.error is not None:
             self.show_error(job.error)
         elif job.state == "done":

@@ -32,7 +32,7 @@ class UserData:
         self._db = db
 
     def profiles(self, user_id: int) -> list[RowDict]:
-        """The user's profiles: `total` is the sum of `items` unit vectors, `embedder` the embedder's fingerprint."""
+        """The user's profiles, one for each task and embedder fingerprint: `total` is the sum of `items` vectors."""
         return self._db.fetch_dicts(_SELECT_PROFILES, (user_id,))
 
     def neighbours(self, user_id: int) -> list[RowDict]:

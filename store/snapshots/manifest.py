@@ -108,7 +108,7 @@ def read_key(path: Path) -> bytes:
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise BadInput(
             f"The content of {path} is not a key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
-            hint="make a key: openssl rand -hex 32",
+            hint=f"make a key: openssl rand -hex 32 > {path}",
         )
     return key
 

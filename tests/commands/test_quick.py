@@ -73,7 +73,7 @@ def test_the_document_has_the_plan_the_ladder_and_whole_examples(here: Path) -> 
 def test_minutes_that_do_not_suffice_are_asked_about_before_a_bank_is_built(here: Path) -> None:
     ran = refused("books.csv", "--minutes", "0.1", *MACHINE)
     assert ran.code == 2 and "the smallest plan takes about 1 min, more than the 0.1 of --minutes" in ran.err
-    assert "hint: add --minutes 1, or --yes" in ran.err
+    assert "hint: allow it with --minutes 1, or run it all the same with --yes" in ran.err
     with Registry.open(here) as reg:
         assert reg.banks.all() == [] and reg.runs.of_kind("quick") == []
     with Terminal(["quick", "books.csv", "--minutes", "0.1", "--can-anchor", *MACHINE]) as terminal:

@@ -77,7 +77,7 @@ class ChatShell:
                 if asked_to_leave:
                     raise
                 asked_to_leave = True
-                self.output.note("")  # leaves the line that was being typed
+                self.output.note("")  # a new line, below the one that was being typed
                 self.output.note("Ctrl-C again, Ctrl-D or /quit ends the chat.")
                 continue
             except BadInput as error:

@@ -156,7 +156,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
 
 
 def _top(measured: Iterable[str]) -> str | None:
-    """The highest step that is not a control."""
+    """The highest step that is neither a control nor `no-model`."""
     names = set(measured)
     return next((s.name for s in reversed(LADDER) if s.name in names and not s.is_control and s.name != NO_MODEL), None)
 

@@ -174,12 +174,12 @@ def _no_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[s
     return np.zeros((len(answers), 0))
 
 
-def _text_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
+def _rouge_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
     pairs = zip(answers, golds, strict=True)
     return np.array([[rouge_1(answer, gold), rouge_l(answer, gold)] for answer, gold in pairs])
 
 
-def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:
+def _rouge_metrics(sums: Array, queries: Array) -> dict[str, Array]:
     return {"rouge_1": sums[..., 0] / queries, "rouge_l": sums[..., 1] / queries}
 
 
@@ -187,5 +187,5 @@ _FAMILIES = {
     "likelihood": _Family(_no_columns, lambda sums, queries: {}),  # texts that were scored but not generated
     "accuracy": _Family(_label_columns, _label_metrics),
     "mae": _Family(_score_columns, _score_metrics),
-    "rouge": _Family(_text_columns, _text_metrics),
+    "rouge": _Family(_rouge_columns, _rouge_metrics),
 }

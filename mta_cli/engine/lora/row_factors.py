@@ -54,7 +54,9 @@ class UserFactors:
         return cls(shared, fused_factors(decoder, everywhere), fused_factors(decoder, late), where)
 
     def reusable_length(self, prompt: int, length: int) -> int:
-        """The number of a text's first `length` positions that come before any late LoRA."""
+        """How many of a text's first `length` positions have states that other answers can reuse: those before the
+        tokens on which a LoRA of placement `late` acts.
+        """
         if self.late_placement is None:
             return length
         return min(length, self.late_placement.first_position(prompt))

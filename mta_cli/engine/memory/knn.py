@@ -271,13 +271,13 @@ def fit_mixture_weights(
     shares = 1.0 / (len(each) * each[user_index])
     rows = np.arange(len(golds))
 
-    def loss(weights: Array) -> float:
+    def penalised_loss(weights: Array) -> float:
         sums = weights[0] * model + weights[1] * memory  # [items, labels]
         chosen = sums[rows, golds] - logsumexp(sums, axis=1)
         away: float = np.square(weights - EQUAL_WEIGHT).sum()
         return float(-shares @ chosen + WEIGHTS_PRIOR_ITEMS * away / len(golds))
 
-    best: Any = minimize(loss, np.full(2, EQUAL_WEIGHT), method="L-BFGS-B", bounds=WEIGHT_BOUNDS)
+    best: Any = minimize(penalised_loss, np.full(2, EQUAL_WEIGHT), method="L-BFGS-B", bounds=WEIGHT_BOUNDS)
     return MixtureWeights.from_parts(*map(float, best.x))
 
 

@@ -69,10 +69,11 @@ class LabelExample:
         )
 
     def restricted(self, logliks: Sequence[float], closed: Sequence[float]) -> LabelExample:
-        """The example with constrained log-likelihoods, given as `closed`; `logliks` are the unconstrained ones.
+        """The example scored as if only labels could be answered, which is faster.
 
-        The probability that other words take from each label becomes part of the prior. If this differs too much
-        between labels, for example because the model cannot spell them yet, the example is returned unchanged.
+        `closed` are the labels' log-likelihoods so, and `logliks` those among all words. Their differences are added
+        to the prior, so that the sum stays the same. If they differ too much between labels, for example because the
+        model cannot spell them yet, the example is returned unchanged.
         """
         if self.constrained:
             return self

@@ -125,7 +125,7 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     methods = find_methods([one for name in named for one in (ladder if name == LADDER_METHODS else [name])], memory)
     names = {method.name for method in methods}
     given: dict[str, dict[str, Any]] = {}
-    # settings for a name with its memory take precedence
+    # names with a memory (`mta+neighbours`) come last, so that their settings override those of the plain name
     for name in sorted(request.method_settings, key=lambda name: "+" in name):
         for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
             given[method.name] = {**given.get(method.name, {}), **known}

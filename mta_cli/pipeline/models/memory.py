@@ -166,8 +166,8 @@ def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> Memo
 
 
 def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLimits:
-    """Limits within `most` bytes: of the memory besides the weights, half is for passes, a quarter each for states and
-    groups.
+    """Limits within `most` bytes. Of what program and weights leave, half is for passes through the model, a quarter
+    for kept states (KV caches), and a quarter for adapters that are trained together.
     """
     from mta_cli.engine.model.load import MemoryLimits
 

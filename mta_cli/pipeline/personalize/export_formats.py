@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.errors import BadInput, Flag
-from mta_cli.pipeline.models.bases import embedded_repository
+from mta_cli.pipeline.models.bases import packaged_repository
 from mta_cli.pipeline.models.manifest import MANIFEST, ModelEntry
 from mta_cli.pipeline.users.exported_folders import FileContent
 
@@ -192,9 +192,9 @@ def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
 
 
 def base_repository(entry: ModelEntry) -> str | None:
-    """The base's repository on the hub, also of an embedded base; None where it has none that is known."""
+    """The base's repository on the hub, also of a base that came in a Python package; None if it is not known."""
     hub = _HUB.fullmatch(entry.name)
-    return hub["repository"] if hub else embedded_repository(entry.fingerprint)
+    return hub["repository"] if hub else packaged_repository(entry.fingerprint)
 
 
 def base_revision(entry: ModelEntry, base_name: str | None) -> str | None:

@@ -238,8 +238,8 @@ def _weigh_batches(
 ) -> Iterator[list[tuple[UserShots, list[AnchorShare]]]]:
     """Yields the users of each batch with their recipes.
 
-    Batches are yielded in the order of the users, in whatever order the executor finishes them. So a resumed job forms
-    the same batches of the remaining users; the last bits of a weight depend on its batch.
+    Batches come in the order of the users, even if the executor finishes them in another. So a resumed job forms the
+    same batches as before, which matters because the last bits of a weight depend on its batch.
     """
     from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
 
