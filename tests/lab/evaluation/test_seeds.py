@@ -155,7 +155,7 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
         evaluation_document(load_evaluations([2, 3], reg))
     reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageError, match=f"evaluation {stored} measured the stored models"):
+    with pytest.raises(UsageError, match=f"evaluation {stored} measured stored models"):
         evaluation_document(load_evaluations([2, stored], reg))
     begun = reg.evaluations.get_or_create_evaluation("other", "lamp-2", {}, [])
     with pytest.raises(NotFound, match="no result yet"):

@@ -177,7 +177,7 @@ async def test_a_store_that_cannot_be_read_is_told_by_the_picker(
 
     async with open_app(demo_store) as (app, pilot):
         await enter(app, pilot, "compare", "ida")
-        monkeypatch.setattr(app.store_thread, "read", fail)
+        monkeypatch.setattr(app.store_thread, "run", fail)
         await pilot.press("o")
         await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
         assert "the store is damaged" in screen_text(app)
