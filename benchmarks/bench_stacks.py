@@ -172,7 +172,7 @@ class Shots:
 
     def members(self, arm: Arm) -> list[Any]:
         """The trainer's input for each user; with at least ten items, every `held`-th is left out."""
-        from mta_cli.engine.methods.stacks import initial_stack, stack_learning_rate, stack_schedule
+        from mta_cli.engine.methods.stacks import initial_stack, stack_schedule
         from mta_cli.engine.training.trainer import GroupMember, Schedule
 
         options, members = arm.options, list[GroupMember]()
@@ -183,7 +183,7 @@ class Shots:
             own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
             if "passes" in arm.values:
                 steps = max(1, -(-int(len(own) * float(arm.values["passes"])) // size))
-                schedule = Schedule(steps, size, stack_learning_rate(options, labels))
+                schedule = Schedule(steps, size, options.peak_rate(labels))
             else:
                 schedule = stack_schedule(len(own), options, labels)
             members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))

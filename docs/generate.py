@@ -28,6 +28,7 @@ def pages() -> dict[str, str]:
         "cost.md": _cost_page(),
         "results/README.md": RESULTS["results_page"](),
         "results/stacks.md": _stacks_page(),
+        "tour.md": RESULTS["tour"](),
         "../README.md": RESULTS["readme"](),
     }
 

@@ -7,6 +7,7 @@ Every number comes from `docs/results/*/*.json` by the functions that `mta eval 
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, RenderableType
+
+from mta_cli.commands.demo import render_demo, render_examples
 from mta_cli.engine.evaluation.ladder import ADAPTED, ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL, STEP_NAMES
 from mta_cli.lab.evaluation.seeds import evaluation_document, load_evaluations
 from mta_cli.pipeline.evaluation.ladder_text import personal_row, whose_text
 from mta_cli.pipeline.evaluation.metric_names import metric_name
+from mta_cli.terminal import output as out
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -130,9 +135,32 @@ def _gain(row: Mapping[str, Any] | None) -> str:
 def whose_lines() -> str:
     """Whose is it? One line for each step of each task that was asked, and of the tasks of `mta demo`."""
     asked = [(one.name, row) for one in TASKS for row in one.ladder.get("whose", ())]
-    for course in json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))["courses"]:
+    for course in _demo()["courses"]:
         asked += [(f"{course['task']} of `mta demo`", row) for row in course["ladder"]["whose"]]
     return "\n".join(f"- {name}, {tight(whose_text(row))}" for name, row in asked)
+
+
+@functools.cache
+def _demo() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    return found
+
+
+def demo_block() -> str:
+    """What `mta demo` prints at its end, as a block."""
+    return _block(render_demo(_demo()))
+
+
+def example_block() -> str:
+    """The demo's question with the answers of three users' models, as a block."""
+    return _block(out.group(*render_examples(_demo()["courses"][0]["examples"], is_labels=False)))
+
+
+def _block(shown: RenderableType) -> str:
+    console = Console(width=120, file=io.StringIO(), color_system=None)
+    console.print(shown)
+    lines = [line.rstrip() for line in console.file.getvalue().strip().splitlines()]  # type: ignore[attr-defined]
+    return "\n".join(["```", *lines, "```"])
 
 
 def _p(value: float) -> str:
@@ -167,5 +195,10 @@ def results_page() -> str:
 
 
 def readme() -> str:
-    """README.md with the table of its Figures."""
-    return fill(README.read_text(encoding="utf-8"), [steps_table()])
+    """README.md with the demo's answers and the table of its Figures."""
+    return fill(README.read_text(encoding="utf-8"), [example_block(), steps_table()])
+
+
+def tour() -> str:
+    """tour.md with the end of the demo; its commands are run by docs/tour.py."""
+    return fill((FOLDER / "tour.md").read_text(encoding="utf-8"), [demo_block()])

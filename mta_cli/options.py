@@ -305,6 +305,10 @@ class AdaptOptions:
         choices=PLACEMENTS,
     )
 
+    def peak_rate(self, labels: bool) -> float:
+        """The learning rate as given, or else by whether the task has labels: the rate of texts harms labels."""
+        return self.learning_rate or (LABEL_STACK_RATE if labels else TEXT_STACK_RATE)
+
 
 @dataclass(frozen=True)
 class AnswerOptions:

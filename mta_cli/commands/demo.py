@@ -101,12 +101,12 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
         tables.table(table_columns(ladder), table_rows(ladder)),
         *map(out.text, verdict_lines(ladder)),
         out.text(f"\nExamples: {course['example_rule']}."),
-        *_render_examples(examples, is_labels=ladder["metric"] != LOGLIK_METRIC),
+        *render_examples(examples, is_labels=ladder["metric"] != LOGLIK_METRIC),
         out.text(f"Next: {mta} {asking}\n"),
     ]
 
 
-def _render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list[RenderableType]:
+def render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list[RenderableType]:
     """The examples in one block if all users were asked the same and only personal answers differ; else one by one."""
     impersonal = [{name: one["answers"].get(name) for name in ("base", "common")} for one in examples]
     asked = {one["question"] for one in examples}

@@ -12,14 +12,7 @@ from mta_cli.engine.methods.shots import stack_examples
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.trainer import GroupMember, Schedule
 from mta_cli.engine.training.work import GroupWork
-from mta_cli.options import (
-    LABEL_STACK_RATE,
-    MIN_STACK_PASSES,
-    STACK_PASSES,
-    TEXT_STACK_RATE,
-    AdaptOptions,
-    MemoryOptions,
-)
+from mta_cli.options import MIN_STACK_PASSES, STACK_PASSES, AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
 
@@ -42,21 +35,13 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
     return init_lora_weights(model, options.targets, options.placement, options.rank, options.alpha, context.seed)
 
 
-def stack_learning_rate(options: AdaptOptions, labels: bool) -> float:
-    """The peak rate of a stack: as given, or else by whether the task has labels.
-
-    One rate does not suit both: at the rate at which texts take on a style, users' scores become less likely.
-    """
-    return options.learning_rate or (LABEL_STACK_RATE if labels else TEXT_STACK_RATE)
-
-
 def stack_schedule(rows: int, options: AdaptOptions, labels: bool) -> Schedule:
     """The training schedule of a stack with `rows` shots: by default, passes that fall with √rows.
 
     `epochs` or else `steps` of the options take precedence. The default is `STACK_PASSES` / √rows passes, at least
     `MIN_STACK_PASSES`: fewer do not show a style, and more overfit a short history.
     """
-    rate = stack_learning_rate(options, labels)
+    rate = options.peak_rate(labels)
     if options.steps is not None and options.epochs is None:
         return Schedule(options.steps, options.batch_size, rate)
     epochs = options.epochs or max(MIN_STACK_PASSES, round(STACK_PASSES / math.sqrt(max(1, rows))))

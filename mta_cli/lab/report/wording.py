@@ -103,9 +103,4 @@ def describe_settings(used: object) -> str:
     if not isinstance(used, Mapping):
         return ""
     idle = {"steps"} if used.get("epochs") else set()  # epochs take precedence
-    return ", ".join(_setting(name, value) for name, value in used.items() if name not in idle)
-
-
-def _setting(name: str, value: object) -> str:
-    # a rate of 0 is from an earlier version, in which the kind of task decided the rate
-    return f"{name} by the task" if name == "learning_rate" and value == 0.0 else f"{name} {value}"
+    return ", ".join(f"{name} {value}" for name, value in used.items() if name not in idle)
