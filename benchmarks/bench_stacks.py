@@ -195,12 +195,13 @@ class Shots:
         return own[every // 2 :: every] if every and len(own) >= 10 else []
 
     def curve(self, arm: Arm) -> Iterator[list[tuple[LoraWeights, ...]]]:
-        """Each user's LoRAs after each pass."""
+        """Each user's LoRAs before training and after each pass."""
         from mta_cli.engine.training.trainer import Trainer
 
         members, passes = self.members(arm), arm.number("passes", 2)
         trainers = [Trainer(self.setting.base, members[n : n + PORTION]) for n in range(0, len(members), PORTION)]
         runs = [trainer.train_steps() for trainer in trainers]
+        yield [one.frozen_loras for one in members]
         for number in range(1, passes + 1):
             found = []
             for trainer, run in zip(trainers, runs, strict=True):
@@ -248,7 +249,9 @@ def measure(setting: Setting, arm: Arm, *, generate: bool) -> dict[str, Any]:
 
 
 def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
-    """After each pass, by user: the loss on the items held out of training, and the golds' mean log-likelihoods."""
+    """Before training and after each pass, by user: the loss on the held-out items (None without), and the golds' mean
+    log-likelihoods.
+    """
     from mta_cli.engine.scoring.log_likelihood import mean_losses
     from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, gold_log_likelihoods
 
@@ -258,7 +261,7 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
     asked = [ModelQuery(one, place[one.user_id]) for one in setting.queries]
     passes: list[dict[str, Any]] = []
     for loras in shots.curve(arm):
-        one: dict[str, Any] = {"held": mean_losses(setting.base, list(zip(held, loras, strict=True)))}
+        one: dict[str, Any] = {"pass": len(passes), "held": mean_losses(setting.base, list(zip(held, loras, strict=True)))}
         for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
             values = gold_log_likelihoods(setting.base, builder, asked, loras, [None] * len(asked))
             by_user: list[list[float]] = [[] for _ in setting.users]
@@ -267,7 +270,7 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
             one[label] = [sum(own) / len(own) for own in by_user]
         passes.append(one)
         told = " ".join(f"{label} {sum(one[label]) / len(place):.3f}" for label in ("alone", "shown"))
-        print(f"  pass {len(passes)}: {told}", flush=True)
+        print(f"  pass {one['pass']}: {told}", flush=True)
     return {"name": arm.name, "values": dict(arm.values), "passes": passes}
 
 

@@ -150,8 +150,10 @@ def louder_line(name: str) -> str:
 
 def curves_table(name: str) -> str:
     """Of each arm that was measured after each pass, the means over users."""
-    lines = ["| arm | prompt | pass 1, 2, … |", "|---|---|---|"]
-    for one in document(name)["arms"]:
+    arms = document(name)["arms"]
+    first = arms[0]["passes"][0].get("pass", 1)
+    lines = [f"| arm | prompt | pass {first}, {first + 1}, … |", "|---|---|---|"]
+    for one in arms:
         held = ", a fifth held out" if one["values"].get("held") else ""
         for label, told in LABELS.items():
             means = " ".join(f"{np.mean(row[label]):.3f}" for row in one["passes"])
@@ -165,11 +167,13 @@ def stopping_line(name: str) -> str:
     for one in document(name)["arms"]:
         if one["values"].get("held"):
             held = np.array([row["held"] for row in one["passes"]], dtype=float)  # [passes, users]
-            shown = np.array([row["shown"] for row in one["passes"]])
+            enough = ~np.isnan(held[0])  # the users with items enough to hold some out
+            held, shown = held[:, enough], np.array([row["shown"] for row in one["passes"]])[:, enough]
             users = np.arange(held.shape[1])
             own, same, best = shown[held.argmin(0), users].mean(), shown.mean(1), shown.max(0).mean()
+            number = same.argmax() + one["passes"][0].get("pass", 1)
             told.append(
-                f"{arm_name(one)}: each user's own pass {own:.3f}; the same pass for all {same.max():.3f} (pass {same.argmax() + 1}); "
+                f"{arm_name(one)}: each user's own pass {own:.3f}; the same pass for all {same.max():.3f} (pass {number}); "
                 f"the pass that is best on the answers themselves, which nobody can know, {best:.3f}"
             )
     return "\n".join(f"- {line}." for line in told)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from mta_cli.errors import Flag, UsageError
+from mta_cli.text.formatting import pluralise
 
 T = TypeVar("T")
 
@@ -108,8 +109,8 @@ class ExecutorOptions:
 
     @property
     def title_suffix(self) -> str:
-        """` on N workers of Ray` for a job's title; empty for this process."""
-        return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
+        """` on N Ray workers` for a job's title; empty for this process."""
+        return "" if self.executor == "local" else f" on {pluralise(self.workers, 'Ray worker')}"
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class RayExecutor:
         """Connect to the cluster, or start one on this machine, and start the workers. Raises UsageError."""
         ray, options, threads = self._ray, self._options, self._given.threads
         if not ray.is_initialized():
-            here = {"num_cpus": options.workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            here = {"num_cpus": options.workers * threads, "include_dashboard": False}
             address, cluster = (options.ray_address, {}) if options.ray_address else ("local", here)
             connect(ray, address, **cluster)
             self._began = True

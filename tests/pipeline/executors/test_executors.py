@@ -88,7 +88,7 @@ def test_a_group_that_loses_every_worker_ends_the_job(
         return one
 
     monkeypatch.setattr(ray_workers.RayExecutor, "_start", start_and_kill)
-    with pytest.raises(BadInput, match="lost 4 workers"):
+    with pytest.raises(BadInput, match="4 workers ended"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
 
 
@@ -97,7 +97,7 @@ def test_a_node_with_another_version_is_told(
 ) -> None:
     given = ray_workers.WorkerBase.of
     monkeypatch.setattr(ray_workers.WorkerBase, "of", lambda *of: replace(given(*of), version="0.0.0"))
-    with pytest.raises(BadInput, match=r"Node .* 0\.0\.0 here"):
+    with pytest.raises(BadInput, match=r"The worker has mta .* this machine has mta 0\.0\.0"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
 
 
@@ -167,7 +167,7 @@ def test_a_running_job_tells_its_workers(
     monkeypatch.setattr(ray_workers.RayExecutor, "_begin", look)
     with pytest.raises(UsageError, match="enough"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=3))
-    assert seen == ["bank build of lamp-2 on 3 workers of Ray"]
+    assert seen == ["bank build of lamp-2 on 3 Ray workers"]
 
 
 def test_workers_that_do_not_fit_are_refused_before_they_wait(
