@@ -261,7 +261,8 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
     asked = [ModelQuery(one, place[one.user_id]) for one in setting.queries]
     passes: list[dict[str, Any]] = []
     for loras in shots.curve(arm):
-        one: dict[str, Any] = {"pass": len(passes), "held": mean_losses(setting.base, list(zip(held, loras, strict=True)))}
+        losses = mean_losses(setting.base, list(zip(held, loras, strict=True)))
+        one: dict[str, Any] = {"pass": len(passes), "held": losses}
         for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
             values = gold_log_likelihoods(setting.base, builder, asked, loras, [None] * len(asked))
             by_user: list[list[float]] = [[] for _ in setting.users]

@@ -61,6 +61,12 @@ def _stacks_page() -> str:
         made["curves_table"]("passes"),
         made["stopping_line"]("passes"),
         made["curves_table"]("agents"),
+        made["curves_table"]("reviews-passes"),
+        made["stopping_line"]("reviews-passes"),
+        made["curves_table"]("tags-passes"),
+        made["stopping_line"]("tags-passes"),
+        made["curves_table"]("taste-passes"),
+        made["stopping_line"]("taste-passes"),
         made["louder_table"]("louder"),
         made["louder_line"]("louder"),
     ]

@@ -156,6 +156,8 @@ def curves_table(name: str) -> str:
     for one in arms:
         held = ", a fifth held out" if one["values"].get("held") else ""
         for label, told in LABELS.items():
+            if label == "shown" and all(row["shown"] == row["alone"] for row in one["passes"]):
+                continue  # the bank's prompts show no items
             means = " ".join(f"{np.mean(row[label]):.3f}" for row in one["passes"])
             lines.append(f"| {arm_name(one)}{held} | {told} | {means} |")
     return "\n".join(lines)
