@@ -10,7 +10,7 @@ from typing import BinaryIO
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
 from mta_cli.pipeline.data.formats.reading import LINE_BYTES, iter_lines
-from mta_cli.pipeline.data.formats.rows import Lines, RawRow
+from mta_cli.pipeline.data.formats.rows import RawRow
 
 MAX_HEADER_LINES = 100
 _SEPARATORS = (",", ";", "\t")
@@ -26,13 +26,9 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
     """Every row below the header line. The separator is the one that gives the header the most columns.
 
     A first column without a name is ignored, as row numbers; other columns without a name are named by position.
+    Invalid UTF-8 bytes become lone surrogates.
     """
-    return csv_rows(iter_lines(stream, file, findings), file, findings)
-
-
-def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The rows of a table given as numbered lines. Invalid UTF-8 bytes become lone surrogates."""
-    numbered = iter(lines)
+    numbered = iter_lines(stream, file, findings)
     texts = (text for _, text in _decode_lines(numbered))
     head = next((text for text in texts if text.strip()), None)
     if head is None:
