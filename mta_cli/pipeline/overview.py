@@ -86,7 +86,6 @@ class Gains:
     source: str
     metric: str
     measured: int
-    better: int
     worse: int
     most: tuple[UserGain, ...]
     least: tuple[UserGain, ...]
@@ -233,7 +232,7 @@ def _verdict(run: Run) -> str:
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
-    measured, better, worse = reg.stacks.count_loss_changes(bank.id, LEAST_CHANGE)
+    measured, worse = reg.stacks.count_raised_losses(bank.id, LEAST_CHANGE)
     if not measured:
         return None
     most, least = (
@@ -243,7 +242,7 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
             reg.stacks.largest_loss_changes(bank.id, min(limit, measured // 2), best=False),
         )
     )
-    return Gains(f"bank {bank_label(bank)}", "held-out loss", measured, better, worse, most, least)
+    return Gains(f"bank {bank_label(bank)}", "held-out loss", measured, worse, most, least)
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
@@ -266,8 +265,8 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
     most, least = order[: min(limit, (len(order) + 1) // 2)], order[::-1][: min(limit, len(order) // 2)]
     names = {user: reg.users.by_id(user).name for user in (*most, *least)}
     shown = [tuple(UserGain(names[u], before[u], after[u], gains[u]) for u in listed) for listed in (most, least)]
-    better, worse = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
-    return Gains(evaluation.label, "nats", len(order), better, worse, shown[0], shown[1])
+    worse = sum(gain < 0 for gain in gains.values())
+    return Gains(evaluation.label, "nats", len(order), worse, shown[0], shown[1])
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:

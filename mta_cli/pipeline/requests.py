@@ -150,11 +150,6 @@ class MeasuredBank:
     bank: Bank
     test_users: tuple[int, ...]
 
-    @property
-    def label(self) -> str:
-        """The bank's name and version."""
-        return f"{self.bank.name} v{self.bank.version}"
-
 
 @dataclass(frozen=True)
 class EvalRequest(JobSpec):

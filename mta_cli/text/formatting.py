@@ -184,6 +184,12 @@ def join_some(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def shorten(text: str, most: int) -> str:
+    """`text` in one line of at most `most` characters, with one space between words."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def join_words(names: Iterable[object]) -> str:
     """Names as an enumeration in a sentence: `a, b and c`."""
     found = [str(name) for name in names]

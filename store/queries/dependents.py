@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from store.connection import Connection
+from store.records import Anchor
 
 _AMONG = "anchor_id IN (SELECT value FROM json_each(:anchors))"
 _ON_BANK = "bank_id = :bank AND (user_id, task)"
@@ -19,19 +19,6 @@ _DEPENDENT_STACKS = f"""{_ON_BANK} IN (
     SELECT user_id, task FROM stack_anchors WHERE {_AMONG} AND bank_id = :bank
     UNION SELECT user_id, task FROM stacks WHERE bank_id = :bank AND numbers IS NOT NULL
 )"""
-
-
-@dataclass(frozen=True)
-class AnchorReplacement:
-    """A newly trained anchor that replaces anchor number `stale_anchor_id`. `digest` is that of its adapter."""
-
-    stale_anchor_id: int
-    user_id: int
-    cluster_size: int
-    items: int
-    digest: str
-    loss_first: float | None
-    loss_last: float | None
 
 
 def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int]) -> list[str]:
@@ -59,22 +46,15 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
     db.execute_write_many("DELETE FROM anchors WHERE id = ? AND bank_id = ?", ((number, bank_id) for number in anchors))
 
 
-def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[AnchorReplacement]) -> None:
-    """Replace stale anchors of a bank by trained ones, which get new ids. Call it in a transaction."""
-    clusters = dict(db.fetch_tuples("SELECT id, cluster FROM anchors WHERE bank_id = ?", (bank_id,)))
-    remove_anchors(db, bank_id, [new.stale_anchor_id for new in replacements])
+def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[Anchor]) -> None:
+    """Replace the stale anchors of a bank that have the ids of `replacements` by these, which get new ids.
+
+    Call it in a transaction.
+    """
+    remove_anchors(db, bank_id, [new.id for new in replacements])
     columns = "bank_id, user_id, cluster, cluster_size, items, digest, loss_first, loss_last"
     rows = (
-        (
-            bank_id,
-            new.user_id,
-            clusters[new.stale_anchor_id],
-            new.cluster_size,
-            new.items,
-            new.digest,
-            new.loss_first,
-            new.loss_last,
-        )
+        (bank_id, new.user_id, new.cluster, new.cluster_size, new.items, new.digest, new.loss_first, new.loss_last)
         for new in replacements
     )
     db.execute_write_many(f"INSERT INTO anchors ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)

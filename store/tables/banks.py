@@ -10,7 +10,7 @@ from mta_cli.errors import Command, NotFound, did_you_mean
 from store.columns import dump_json, load_boolean_columns, load_json_columns, utc_now
 from store.connection import Connection
 from store.names import quote_text
-from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
+from store.queries.dependents import find_dependent_users, remove_anchors, replace_anchors
 from store.records import STALE_FOR_GOOD, Anchor, Bank
 from store.tables.adapters import Adapters
 
@@ -195,11 +195,12 @@ class Banks:
         return find_dependent_users(self._db, bank_id, stale)
 
     def replace_stale_anchors(
-        self, bank_id: int, replacements: Sequence[AnchorReplacement], key: str, config: dict[str, Any]
+        self, bank_id: int, replacements: Sequence[Anchor], key: str, config: dict[str, Any]
     ) -> None:
         """Replace stale anchors by trained ones, and remove the recipes and stacks that depend on the stale ones.
 
-        The bank gets a new identity: `key` and `config` are as for `get_or_create_bank`.
+        Each replacement has the id of its stale anchor, and is stored with a new one. The bank gets a new identity:
+        `key` and `config` are as for `get_or_create_bank`.
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)

@@ -151,16 +151,12 @@ class Stacks:
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [self._with_recipe(row) for row in rows]
 
-    def count_loss_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
-        """Of a bank's stacks with a measured held-out loss: how many there are, and how many lowered and raised it.
-
-        A relative change below `least` counts as neither.
-        """
-        sql = f"""SELECT count(*), total(change > 0 AND told), total(change < 0 AND told) FROM (
-            SELECT change, abs(change) >= ? * abs(heldout_before) AS told FROM ({_SELECT_CHANGES})
-        )"""
-        ((measured, better, worse),) = self._db.fetch_tuples(sql, (least, bank_id))
-        return measured, int(better), int(worse)
+    def count_raised_losses(self, bank_id: int, least: float) -> tuple[int, int]:
+        """How many of a bank's stacks have a measured held-out loss, and how many raised it, relatively by `least`."""
+        sql = f"""SELECT count(*), total(change < 0 AND abs(change) >= ? * abs(heldout_before))
+            FROM ({_SELECT_CHANGES})"""
+        ((measured, worse),) = self._db.fetch_tuples(sql, (least, bank_id))
+        return measured, int(worse)
 
     def largest_loss_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
         """(user's name, mean held-out loss in nats a token before the stack, and after it) for a bank's stacks.

@@ -12,6 +12,7 @@ from mta_cli.events import Event, Note, PlanLine, forward_events
 from mta_cli.lab.evaluation.design import Design
 from mta_cli.options import PERMUTED_ANSWERS, PRESETS, BankOptions
 from mta_cli.pipeline.requests import BankRequest, EvalRequest, bank_options
+from mta_cli.pipeline.runs import bank_label
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def cost_of_banks(
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
     if request.measured is not None:
-        return (PlanLine("bank", request.measured.label, "flag --bank"),)
+        return (PlanLine("bank", bank_label(request.measured.bank), "flag --bank"),)
     known = reg.evaluations.find_by_key(plan.key)
     there = reg.evaluations.fold_banks(known.id) if known is not None else {}
     ready = {key for key, bank in there.items() if reg.banks.by_id(bank).status == "ready"}

@@ -18,6 +18,7 @@ from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.evaluation.answer_queries import scorable_queries
 from mta_cli.pipeline.evaluation.whose import group_users_with_similar_topics
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, MeasuredBank, bank_options
+from mta_cli.pipeline.runs import bank_label
 from mta_cli.text.formatting import join_words
 from store.names import quote_text
 from store.records import Item, Query
@@ -143,7 +144,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     if inside := sources.intersection(measured.test_users):
         names = join_words(quote_text(reg.users.by_id(user).name) for user in sorted(inside))
         raise BadInput(
-            f"Bank {measured.label} now contains data of {names}, so it cannot be tested on them.",
+            f"Bank {bank_label(measured.bank)} now contains data of {names}, so it cannot be tested on them.",
             hint="test it on users whose data it does not contain",
         )
     fold = UserFold(tuple(sorted(sources)), (), measured.test_users)
@@ -226,7 +227,7 @@ def describe_options(request: EvalRequest) -> str:
         "calibrate": request.options.calibrate,
         **bank,
     }
-    measured = [f"bank {request.measured.label}"] if request.measured else []
+    measured = [f"bank {bank_label(request.measured.bank)}"] if request.measured else []
     measured += ["only_earlier True"] if request.options.only_earlier else []
     return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])
 

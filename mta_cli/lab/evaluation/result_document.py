@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.scored_answers import (
     unpack_scores,
 )
 from mta_cli.pipeline.requests import EvalRequest
+from mta_cli.pipeline.runs import bank_label
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def result_document(
         **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
-        **({"bank": request.measured.label} if request.measured else {}),
+        **({"bank": bank_label(request.measured.bank)} if request.measured else {}),
         "data": plan.data,
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
         "given": {method: dict(own) for method, own in given.items() if own and method in chosen},

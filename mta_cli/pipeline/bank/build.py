@@ -25,7 +25,7 @@ from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.bank.task_adapter import reuse_task_adapter, store_task_adapter, task_adapter_training
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.executors import Executors, open_executors
-from mta_cli.pipeline.memory.knn import LABEL_RATES_KEY, update_neighbours
+from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import TrainingGroup, train_groups
@@ -34,7 +34,6 @@ from mta_cli.text.formatting import pluralise
 from store.records import Adapter, Anchor, Bank, Run
 
 if TYPE_CHECKING:
-    from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
@@ -73,7 +72,7 @@ def build_bank(
         open_executors(request.executor, executors) as own_executors,
     ):
         reg.items.require_stored(item for _, items in whose for item in items)
-        bank = _get_or_create_bank(reg, request, name, key, pool)
+        bank = _get_or_create_bank(reg, request, name, key)
         request.on_bank_started(bank.id)
         bench = Workbench(reg, request, bank, own_executors, until=request.until)
         # 1. label memory: other users' items as neighbours
@@ -125,7 +124,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str, pool: Sequence[Contributor]) -> Bank:
+def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str) -> Bank:
     from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
@@ -140,20 +139,10 @@ def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str
             **asdict(request.options),
             "history_items": request.prompt.history_items,
             **request.machine.formats,
-            **label_rates_config(request.task, pool),
             SCREENING_OPTIONS_KEY: asdict(request.gates),
         },
         purpose=request.purpose,
     )
-
-
-def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, list[float]]:
-    """The config entry with the label frequencies in the items of `pool`; empty for a task without labels."""
-    from mta_cli.engine.memory.label_prior import label_rates
-
-    if not task.labels:
-        return {}
-    return {LABEL_RATES_KEY: list(label_rates([item.output for c in pool for item in c.items], task.labels))}
 
 
 def _choose_or_load_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generator[Event, None, list[Anchor]]:

@@ -44,7 +44,6 @@ from mta_cli.pipeline.user_weights import current_bank
 from mta_cli.pipeline.users.dependents import refresh_command
 from mta_cli.pipeline.workbench import Workbench
 from mta_cli.text.formatting import join_some
-from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
@@ -255,22 +254,12 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
 
 def _store_trained(work: _RefreshState, made: Sequence[tuple[Anchor, Adapter]]) -> None:
     """Store a trained group, and remove the recipes and stacks of the stale anchors."""
-    _store_replacements(work, [_replacement(anchor, adapter) for anchor, adapter in made])
+    new = [
+        replace(anchor, digest=one.digest, loss_first=one.loss_first, loss_last=one.loss_last) for anchor, one in made
+    ]
+    _store_replacements(work, new)
     for anchor, adapter in made:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
-
-
-def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:
-    assert planned.user_id is not None
-    return AnchorReplacement(
-        planned.id,
-        planned.user_id,
-        planned.cluster_size,
-        planned.items,
-        adapter.digest,
-        adapter.loss_first,
-        adapter.loss_last,
-    )
 
 
 def _remove_unreplaced_anchors(work: _RefreshState) -> None:
@@ -294,15 +283,15 @@ def _remove_unreplaced_anchors(work: _RefreshState) -> None:
         _store_replacements(work, [])
 
 
-def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -> None:
+def _store_replacements(work: _RefreshState, new: Sequence[Anchor]) -> None:
     """Store the anchors `new` in the bank, with its new key and totals."""
     reg, before = work.reg, work.reg.banks.by_id(work.bank.id)
     with reg.transaction():
         if new:
-            work.affected_users.update(reg.banks.dependent_users(before.id, [each.stale_anchor_id for each in new]))
-        stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale_anchor_id for each in new}
+            work.affected_users.update(reg.banks.dependent_users(before.id, [each.id for each in new]))
+        stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.id for each in new}
         config = {**before.config, **screening_config_for_anchors(reg, before, stay)}
-        gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
+        gone = [before.key, [[each.id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)
         mark_unscreened(reg, before, {anchor.id for anchor in reg.banks.anchors(before.id)} - stay)

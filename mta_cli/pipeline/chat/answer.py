@@ -252,7 +252,7 @@ class ChatModel:
         messages = [*system, *messages]
         return fit_conversation(self._examples, user_id, messages, room, drop_exchanges=True, before=before)
 
-    def stream_answer(self, ids: list[int], spoken: Generation, question: str, column: str = "") -> Iterator[Event]:
+    def stream_answer(self, ids: list[int], spoken: Generation, question: str) -> Iterator[Event]:
         """Stream the answer to the prompt `ids`, made from `question`, as `TextChunk`s; `spoken` is filled."""
         started = time.perf_counter()
         pieces = (
@@ -261,7 +261,7 @@ class ChatModel:
         for piece in pieces:
             spoken.text += piece
             spoken.seconds = time.perf_counter() - started
-            yield TextChunk(piece, column)
+            yield TextChunk(piece)
         spoken.seconds = time.perf_counter() - started
 
     @property
@@ -347,7 +347,8 @@ def answer_question(
         yield from truncation_notes(prompt)
         yield from model.stream_answer(prompt.ids, spoken, text)
     yield from generation_notes(model, spoken, loading)
-    yield JobResult(chat_result(model, spoken) | {"loading_seconds": round(loading, 3)})
+    result = answer_json(user, model.task.name, model.source, spoken)
+    yield JobResult(result | {"loading_seconds": round(loading, 3)})
 
 
 def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
@@ -356,11 +357,6 @@ def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
         return f"{source.mode}{on_base}"
     anchors = f" · anchors {', '.join(source.anchors)}" if source.anchors else ""
     return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{on_base}{anchors}"
-
-
-def chat_result(model: ChatModel, spoken: Generation) -> dict[str, Any]:
-    """The JSON document of an answer of `model`."""
-    return answer_json(model.user, model.task.name, model.source, spoken)
 
 
 def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Generation) -> dict[str, Any]:

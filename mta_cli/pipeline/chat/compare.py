@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import MtaError
-from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.events import Event, JobResult, Note, TextChunk, forward_events
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
@@ -89,11 +89,7 @@ def compare_user_models(
     for user in users:
         if user is not users[0]:
             model.set_user(user, None, text)
-        for event in compare_question(model, Question(text)):
-            if isinstance(event, JobResult):
-                results.append(event.result)
-            else:
-                yield event
+        results.append((yield from forward_events(compare_question(model, Question(text)))))
     yield JobResult(results)
 
 

@@ -18,7 +18,7 @@ from mta_cli.events import ArtifactSaved, Event, ItemKept, JobResult, Note, forw
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
-    chat_result,
+    answer_json,
     generation_notes,
     personalisation_hints,
     source_line,
@@ -30,6 +30,7 @@ from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message
 from mta_cli.pipeline.data.kept_items import kept_from_chat_at
 from mta_cli.pipeline.user_weights import FREE_TASK, tasks_with_model
 from mta_cli.pipeline.users.exported_folders import record_export
+from mta_cli.text.formatting import shorten
 from mta_cli.text.printable import clean_text
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Conversation:
                     trouble = self._append_exchange(text, spoken)
         yield from trouble
         yield from generation_notes(self.model, spoken)
-        yield JobResult(chat_result(self.model, spoken))
+        yield JobResult(answer_json(self.model.user, self.model.task.name, self.model.source, spoken))
 
     def explain_last(self) -> dict[str, Any]:
         """The explanation of the last answer; see `explain_answer`. Raises BadInput if there is no answer yet."""
@@ -234,13 +235,9 @@ class Conversation:
         user, (task, key) = self._require_user(), kept.kept_as
         gone = yield from forward_events(remove_items(self.model.reg, user.name, [key], task=task))
         kept.kept_as = None
-        if gone["recipes"] or gone["stacks"]:
-            yield from self._switch_to_most_personal_mode(user)
-
-    def _switch_to_most_personal_mode(self, user: User) -> Iterator[Event]:
-        """Answer with the most personal mode that is left after the user's recipe or stack was removed."""
-        self.model.set_user(user, None, self._first_question)
-        yield Note(source_line(self.model.source, self.model.task.name))
+        if gone["recipes"] or gone["stacks"]:  # the most personal mode that is left
+            self.model.set_user(user, None, self._first_question)
+            yield Note(source_line(self.model.source, self.model.task.name))
 
     def set_system(self, text: str = "") -> Iterator[Event]:
         """Set the system message before the conversation; an empty text removes it. System messages are not stored."""
@@ -357,7 +354,7 @@ class Conversation:
         try:
             with reg.transaction():
                 reg.users.by_id(user.id)
-                chat = self.chat or reg.chats.start_chat(user.id, _chat_title(self.exchanges[0].question))
+                chat = self.chat or reg.chats.start_chat(user.id, shorten(self.exchanges[0].question, TITLE_LENGTH))
                 reg.chats.get(chat.id)
                 for exchange in waiting:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
@@ -412,11 +409,6 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
 def _format_turn(who: str, text: str) -> str:
     """One turn of a transcript. Lines are indented, so that a text cannot imitate another turn."""
     return f"{clean_text(who)}: " + "\n    ".join(clean_text(text).splitlines()) + "\n"
-
-
-def _chat_title(question: str) -> str:
-    line = " ".join(question.split())
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
 def _write_new_file(target: str, text: str) -> Path:

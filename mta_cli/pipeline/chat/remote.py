@@ -93,22 +93,6 @@ class RemoteConversation:
         self._messages, self._last_ended = [], ""
         yield Note(f"A new conversation with {self._model} begins.")
 
-    def switch_mode(self, mode: str) -> Iterator[Event]:
-        """Raise UsageError: a server answers with the most personal model."""
-        self._raise_unsupported()
-
-    def compare(self, text: str = "") -> Iterator[Event]:
-        """Raise UsageError: a conversation over a server compares no models."""
-        self._raise_unsupported()
-
-    def explain_last(self) -> dict[str, Any]:
-        """Raise UsageError: a server does not explain its answers."""
-        self._raise_unsupported()
-
-    def stored_chats(self, which: str = "") -> Iterator[Event]:
-        """Raise UsageError: conversations over a server are not stored."""
-        self._raise_unsupported()
-
     def accept_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item. Raises UsageError if the server lets no client write."""
         if not self._messages and not self._last_ended:
@@ -121,23 +105,18 @@ class RemoteConversation:
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
         yield Note(f"history item {self._client.add_item(self._model, self._task, question, answer)}")
 
-    def undo_accept(self) -> Iterator[Event]:
-        """Raise UsageError: a server's clients cannot remove anything."""
-        self._raise_unsupported()
-
     def set_system(self, text: str = "") -> Iterator[Event]:
         """Set the system message before the conversation; an empty text removes it."""
         self._system = text or None
         yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
-    def save(self, target: str = "") -> Iterator[Event]:
-        """Raise UsageError: conversations over a server are not stored."""
-        self._raise_unsupported()
-
-    def _raise_unsupported(self) -> NoReturn:
+    def _raise_unsupported(self, text: str = "") -> NoReturn:
         raise UsageError(
             "A conversation over a server cannot do this.", hint=("use ", Command("chat"), " without ", Flag("server"))
         )
+
+    # A server answers with the most personal model, and its clients store, remove and explain nothing.
+    switch_mode = compare = explain_last = stored_chats = undo_accept = save = _raise_unsupported
 
     def _load_model_details(self, name: str) -> str:
         about = self._client.model(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from mta_cli.pipeline.data.formats.parse_results import escape_unprintable
 from store.names import normalise_name
@@ -11,12 +11,8 @@ from store.names import normalise_name
 MAX_LISTED_GROUPS = 10
 
 
-def confusable_name_warnings(
-    names: Collection[str], stored: Iterable[str], spellings: Mapping[str, set[str]] | None = None
-) -> list[str]:
-    """A warning for each group of similar names among a file's `names` and the `stored` ones.
-    `spellings` are the forms in which the file writes a name, if they differ from the stored form.
-    """
+def confusable_name_warnings(names: Collection[str], stored: Iterable[str]) -> list[str]:
+    """A warning for each group of similar names among a file's `names` and the `stored` ones."""
     first: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
     for name in itertools.chain(names, stored):
@@ -27,12 +23,6 @@ def confusable_name_warnings(
         f"{_join_names(alike)} differ only in case, Unicode form or white space; they are imported as different users"
         for alike in groups.values()
         if not alike.isdisjoint(names)
-    ]
-    lines += [
-        f"{_join_names(written)} are one name in different Unicode forms; they are imported as one user, "
-        f"{escape_unprintable(name)}"
-        for name, written in (spellings or {}).items()
-        if len(written) > 1
     ]
     more = (
         [f"and {len(lines) - MAX_LISTED_GROUPS:,} more groups of names that look alike"]

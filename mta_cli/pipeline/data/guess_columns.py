@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import format_number, parse_number
-from mta_cli.pipeline.data.column_mapping import REQUIRED_PARTS, ColumnMapping, cell_text
+from mta_cli.pipeline.data.column_mapping import ColumnMapping, cell_text
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
 if TYPE_CHECKING:
@@ -93,10 +93,9 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 @dataclass(frozen=True)
 class ColumnGuess:
-    """A mapping of the guessed columns, the required parts without a guess, and an example cell of each column."""
+    """A mapping of the guessed columns, and an example cell of each column."""
 
     columns: ColumnMapping
-    missing: tuple[str, ...]
     examples: Mapping[str, str]
 
 
@@ -213,8 +212,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
         output.name if output else None,
         time.name if time else None,
     )
-    missing = tuple(part for part in REQUIRED_PARTS if getattr(mapping, part) is None)
-    return ColumnGuess(mapping, missing, examples)
+    return ColumnGuess(mapping, examples)
 
 
 def _guess_input(columns: Sequence[_Column]) -> str | None:

@@ -206,13 +206,11 @@ class ImportSource:
             return [preset.find_file(self.path)]
         if is_archive(self.path):
             texts = text_files(self.path)
-            return slack.archived_day_files(texts) or prefer_non_tables(texts)
+            return slack.day_files(texts) or prefer_non_tables(texts)
         if not self.path.is_dir():
             return [self.path]
-        if slack.is_export(self.path):
-            if days := slack.day_files(self.path):
-                return days
-            raise BadInput(f"{format_value(self.name, 200)} is a Slack export without messages")
+        if days := slack.day_files(sorted((*self.path.glob("*.json"), *self.path.glob("*/*.json")))):
+            return days
         if self.outputs is not None:
             raise UsageError((Flag("outputs"), " applies to one file, not to a folder"), hint="name the file itself")
         try:

@@ -14,12 +14,12 @@ from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import is_certainly_importable, read_sample, require_format
-from mta_cli.pipeline.data.formats.json_array import iter_array
-from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
+from mta_cli.pipeline.data.formats.json_array import iter_array, read_document
+from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, parse_golds, parse_questions
 from mta_cli.pipeline.data.formats.mail.replies import MailReplies
 from mta_cli.pipeline.data.formats.messengers.replies import MessengerReplies
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, format_value
-from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
+from mta_cli.pipeline.data.formats.reading import open_rewindable
 from mta_cli.pipeline.data.formats.rows import RawRow, parse_rows
 from mta_cli.pipeline.data.formats.users import parse_users
 from mta_cli.pipeline.data.git.commits import read_commits
@@ -68,7 +68,6 @@ class UnknownLabelCounts:
 class ParsedFile:
     """The checked records and findings of an import's files.
 
-
     `counts` has the records by whether they are queries, `labelled` the answers of each task that must be labels.
     `formats` are the files' formats. `held_out` describes the items that were held out. `times_not_stored` counts
     records whose time is dropped because the store already has them without one. `repeated_queries` are stored queries
@@ -76,7 +75,6 @@ class ParsedFile:
     """
 
     staged: StagedRecords
-    task: str | None = None
     counts: Counter[bool] = field(default_factory=Counter)
     tasks: dict[str, Task] = field(default_factory=dict)
     unknown_tasks: set[str] = field(default_factory=set)
@@ -148,7 +146,7 @@ def parse_import_file(
 
     Raises `NotFound`, `UsageError` or `BadInput`, which lists the faults.
     """
-    intake = ParsedFile(staged, source.task, findings=ParseFindings(skip_faulty=source.skip_faulty))
+    intake = ParsedFile(staged, findings=ParseFindings(skip_faulty=source.skip_faulty))
     if source.task is not None:
         intake.tasks[source.task] = find(source.task)
     yield JobStarted(f"read {source.name}", unit="records")
@@ -197,10 +195,10 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
             source.require_format_consistent(form)
             intake.formats[form] = None
             if FORMATS[form].kind == "mail":
-                mails.add(FORMATS[form].load_mails().read_mails(stream, path.name, intake.findings))
+                mails.add(FORMATS[form].load().read_mails(stream, path.name, intake.findings))
                 continue
             if FORMATS[form].kind == "messenger":
-                messages = FORMATS[form].load_messages().read_messages(stream, path, intake.findings)
+                messages = FORMATS[form].load().read_messages(stream, path, intake.findings)
                 yield from parse(talk.add(form, messages))
                 continue
             parse_file = _parse_document if FORMATS[form].kind == "document" else _parse_table
@@ -215,7 +213,7 @@ def _parse_table(
     stream: BinaryIO, path: Path | ArchivedFile, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     findings = intake.findings
-    rows = FORMATS[form].load_rows().read_rows(stream, path.name, findings)
+    rows = FORMATS[form].load().read_rows(stream, path.name, findings)
     if (preset := source.known_preset) is not None and isinstance(path, Path):
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
@@ -242,26 +240,23 @@ def _parse_document(
 
 def _load_gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
     """The gold answers to LaMP's questions and their task, from the request or the outputs file."""
-    name, golds = source.name, GoldAnswers("", {})
+    given, answers = "", dict[str, str]()
     if source.outputs is not None:
-        golds = parse_golds(read_document(source.outputs), source.outputs.name, intake.findings)
-    told = golds.task.casefold().replace("_", "-")
+        given, answers = parse_golds(read_document(source.outputs), source.outputs.name, intake.findings)
+    told = given.casefold().replace("_", "-")
     task = source.task or told
     if not task:
         raise UsageError(
-            f"{name} does not name the task of its records",
+            f"{source.name} does not name the task of its records",
             hint=("name the task with ", Flag("task"), "; ", Command("task list"), " shows all tasks"),
         )
     if source.task is not None and told.startswith("lamp-") and told != source.task:
-        intake.warnings.append(
-            f"the outputs file names task {format_value(golds.task)}, but is imported as {source.task}"
-        )
-    return golds.answers, task
+        intake.warnings.append(f"the outputs file names task {format_value(given)}, but is imported as {source.task}")
+    return answers, task
 
 
 def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMapping:
     task = intake.tasks.setdefault(name, find(name))
-    intake.task = name
     return FieldMapping(name, task.input_field, task.output_field, task.strip_instruction)
 
 

@@ -115,7 +115,7 @@ def read_table_sample(source: ImportSource) -> TableSample | None:
             form = require_format(read_sample(stream, path.name), source.format)
             if FORMATS[form].kind != "table":
                 return None
-            rows = FORMATS[form].load_rows().read_rows(stream, path.name, ParseFindings())
+            rows = FORMATS[form].load().read_rows(stream, path.name, ParseFindings())
             return TableSample(path.name, tuple(row for _, row in _take_sample(iter(rows))))
     return None
 

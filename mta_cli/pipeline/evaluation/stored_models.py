@@ -191,7 +191,7 @@ class _StepAnswers:
         """Answer every query at every step that has a model, then score the golds under other users' models."""
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
-                self._merge_task_adapter(common=below)
+                self._merger.set_adapter(self._bench.task_adapter if below else None)
                 together = list(steps)
                 for portion in self._batches(together):
                     for answer in self._answer(portion, shows=shows):
@@ -205,9 +205,6 @@ class _StepAnswers:
             self._merger.set_adapter(None)
         order = [one.name for one in self._steps]
         self.answers.sort(key=lambda answer: order.index(answer.method))
-
-    def _merge_task_adapter(self, *, common: bool) -> None:
-        self._merger.set_adapter(self._bench.task_adapter if common else None)
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
         """Batches of every user's queries at each of `steps`, limited in answers and in LoRA parameters."""
@@ -321,7 +318,7 @@ class _StepAnswers:
         asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
-                self._merge_task_adapter(common=below)
+                self._merger.set_adapter(self._bench.task_adapter if below else None)
                 portion = []
                 for step in steps:
                     for query in asked:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mta_cli import __version__
@@ -23,7 +21,9 @@ def node_versions(address: str) -> dict[str, dict[str, str] | str]:
 
     A node without mta gives an error message, because this code cannot run there.
     """
-    with connected(address) as ray:
+    ray = import_ray()
+    connect(ray, address)
+    try:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ask = ray.remote(versions_here)
@@ -37,6 +37,8 @@ def node_versions(address: str) -> dict[str, dict[str, str] | str]:
             for node in nodes
         }
         return {name: _answer(ray, reference) for name, reference in answers.items()}
+    finally:
+        ray.shutdown()
 
 
 def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
@@ -45,14 +47,3 @@ def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
     except Exception as error:  # any error, depending on what the node lacks
         return str(error).strip().splitlines()[-1] or type(error).__name__
     return found
-
-
-@contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a running cluster. Raises UsageError if there is none or its version differs."""
-    ray = import_ray()
-    connect(ray, address)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()

@@ -25,13 +25,10 @@ DISTRIBUTION = "mta-cli"
 MIN_FREE_BYTES = 2 * 10**9
 
 
-@dataclass(frozen=True)
-class Check:
-    """The finding of one check. A part that is missing but not broken is `ok`; `detail` names the command to add it."""
-
-    name: str
-    ok: bool
-    detail: str
+Finding = tuple[bool, str]
+"""Whether a part is in order, and what was found. A part that is missing but not broken is in order; the text names the
+command that adds it.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class DoctorRequest:
 
 def run_checks(what: DoctorRequest) -> Iterator[Event]:
     """Runs every check. `JobResult.result` is `{ok, checks: [{name, ok, detail}]}`."""
-    probes: list[tuple[str, Callable[[], Check]]] = [
+    probes: list[tuple[str, Callable[[], Finding]]] = [
         ("mta", _check_program),
         ("python", _check_python),
         ("system", _check_system),
@@ -76,40 +73,36 @@ def run_checks(what: DoctorRequest) -> Iterator[Event]:
     yield JobStarted("doctor", len(probes), "checks")
     checks = []
     for done, (name, probe) in enumerate(probes, 1):
-        checks.append(_run_check(name, probe))
+        ok, detail = _run_check(probe)
+        checks.append({"name": name, "ok": ok, "detail": detail})
         yield JobProgress(name, done)
-    found = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
-    yield JobResult({"ok": all(check.ok for check in checks), "checks": found})
+    yield JobResult({"ok": all(check["ok"] for check in checks), "checks": checks})
 
 
-def _run_check(name: str, probe: Callable[[], Check]) -> Check:
+def _run_check(probe: Callable[[], Finding]) -> Finding:
     try:
         return probe()
     except MtaError as error:
-        return Check(name, False, str(error) + (f" ({words_to_text(error.hint)})" if error.hint else ""))
+        return False, str(error) + (f" ({words_to_text(error.hint)})" if error.hint else "")
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        return False, f"{type(error).__name__}: {error}"
 
 
-def _check_program() -> Check:
+def _check_program() -> Finding:
     from mta_cli import __version__
 
-    return Check("mta", True, f"{__version__} in {Path(__file__).parents[2]}")
+    return True, f"{__version__} in {Path(__file__).parents[2]}"
 
 
-def _check_python() -> Check:
-    return Check(
-        "python",
-        sys.version_info >= (3, 11),
-        f"{platform.python_version()} ({platform.python_implementation()}) in {sys.prefix}",
-    )
+def _check_python() -> Finding:
+    return True, f"{platform.python_version()} ({platform.python_implementation()}) in {sys.prefix}"
 
 
-def _check_system() -> Check:
-    return Check("system", True, f"{platform.system()} {platform.release()} {platform.machine()}")
+def _check_system() -> Finding:
+    return True, f"{platform.system()} {platform.release()} {platform.machine()}"
 
 
-def _check_packages() -> Check:
+def _check_packages() -> Finding:
     """Check that the installed versions satisfy the package's requirements."""
     from packaging.requirements import Requirement
 
@@ -126,28 +119,24 @@ def _check_packages() -> Check:
         found.append(f"{one.name} {version}")
         if not one.specifier.contains(version, prereleases=True):
             faults.append(f"{one.name} {version} is not {one.specifier}")
-    return Check("packages", not faults, "; ".join([*faults, ", ".join(found)]))
+    return not faults, "; ".join([*faults, ", ".join(found)])
 
 
-def _check_sqlite() -> Check:
+def _check_sqlite() -> Finding:
     from store.connection import check_sqlite
 
     check_sqlite()
-    return Check("sqlite", True, f"{sqlite3.sqlite_version}, FTS5 present")
+    return True, f"{sqlite3.sqlite_version}, FTS5 present"
 
 
-def _check_cpu() -> Check:
+def _check_cpu() -> Finding:
     import torch
 
     from mta_cli.engine.model.load import number_format
 
     automatic = number_format("auto", "cpu")
-    return Check(
-        "cpu",
-        True,
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory_text()}; "
-        f"{describe_thread_spinning()}",
-    )
+    threads = f"{torch.get_num_threads()} threads, {automatic} by default{_memory_text()}"
+    return True, f"{os.cpu_count()} cores, {threads}; {describe_thread_spinning()}"
 
 
 def _memory_text() -> str:
@@ -158,26 +147,24 @@ def _memory_text() -> str:
     return f", {total / 2**30:.1f} GiB of memory"
 
 
-def _check_accelerator() -> Check:
+def _check_accelerator() -> Finding:
     import torch
 
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return Check(
-            "accelerator", True, ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
-        )
+        return True, ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
     if torch.backends.mps.is_available():
-        return Check("accelerator", True, "Apple GPU (mps)")
-    return Check("accelerator", True, "none; the CPU is used")
+        return True, "Apple GPU (mps)"
+    return True, "none; the CPU is used"
 
 
-def _check_disk(what: DoctorRequest) -> Check:
+def _check_disk(what: DoctorRequest) -> Finding:
     from mta_cli.pipeline.models.manifest import models_dir
 
     free = {name: _free_disk_bytes(path) for name, path in (("store", what.store), ("models", models_dir()))}
     detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
     low = [name for name, size in free.items() if size < MIN_FREE_BYTES]
-    return Check("disk", not low, detail + (f"; too little space for {' and '.join(low)}" if low else ""))
+    return not low, detail + (f"; too little space for {' and '.join(low)}" if low else "")
 
 
 def _free_disk_bytes(path: Path) -> int:
@@ -186,21 +173,21 @@ def _free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _check_store(what: DoctorRequest) -> Check:
+def _check_store(what: DoctorRequest) -> Finding:
     from store.registry import Registry
 
     if not (what.store / "registry.db").exists():
         if any(what.store.glob("adapters/??/*.safetensors")):
             lost = f"{what.store} has adapters, but its registry.db is missing: mta restore FILE restores a backup"
-            return Check("store", False, lost)
-        return Check("store", True, f"none at {what.store} yet; mta init makes one")
+            return False, lost
+        return True, f"none at {what.store} yet; mta init makes one"
     with Registry.open(what.store, timeout=what.timeout) as registry:
         faults = registry.check_integrity(names=what.names)
         counts = ", ".join(f"{count} {name}" for name, count in registry.count_rows().items())
-    return Check("store", not faults, "; ".join([*faults, f"{what.store}: {counts}"]))
+    return not faults, "; ".join([*faults, f"{what.store}: {counts}"])
 
 
-def _check_models(deep: bool) -> Check:
+def _check_models(deep: bool) -> Finding:
     from mta_cli.pipeline.models.installed import list_models, verify_model
     from mta_cli.pipeline.models.manifest import models_dir
 
@@ -212,10 +199,10 @@ def _check_models(deep: bool) -> Check:
         elif deep:
             faults.extend(f"{entry.name}: {fault}" for fault in verify_model(entry.name))
     read = ", every file read" if deep else ""
-    return Check("models", not faults, "; ".join([*faults, f"{models_dir()}: {', '.join(names) or 'none'}{read}"]))
+    return not faults, "; ".join([*faults, f"{models_dir()}: {', '.join(names) or 'none'}{read}"])
 
 
-def _check_default_model(kind: str, name: str) -> Check:
+def _check_default_model(kind: str, name: str) -> Finding:
     """Whether the configured model is here, or can be fetched by its name."""
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
@@ -223,20 +210,17 @@ def _check_default_model(kind: str, name: str) -> Check:
     try:
         entry = resolve_model(name, kind)
     except NotFound as error:
-        return Check(kind, can_be_pulled(name), f"{error}; {words_to_text(error.hint or '')}")
-    return Check(
-        kind,
-        True,
-        f"{entry.name}: {entry.detail['parameters']:,} parameters, {entry.detail['dtype']}, {entry.fingerprint}",
-    )
+        return can_be_pulled(name), f"{error}; {words_to_text(error.hint or '')}"
+    about = f"{entry.detail['parameters']:,} parameters, {entry.detail['dtype']}, {entry.fingerprint}"
+    return True, f"{entry.name}: {about}"
 
 
-def _check_settings(what: DoctorRequest) -> Check:
+def _check_settings(what: DoctorRequest) -> Finding:
     own = [f"{key} = {value} ({origin})" for key, value, origin in what.settings if origin != "default"]
-    return Check("settings", what.settings_fault is None, what.settings_fault or "; ".join(own) or "all defaults")
+    return what.settings_fault is None, what.settings_fault or "; ".join(own) or "all defaults"
 
 
-def _check_cluster(address: str) -> Check:
+def _check_cluster(address: str) -> Finding:
     """Whether every node has the versions of this process, which byte-equal results require."""
     from mta_cli.pipeline.executors.nodes import node_versions, versions_here
 
@@ -247,7 +231,7 @@ def _check_cluster(address: str) -> Check:
         else:
             faults += [f"{node} has {name} {found[name]}" for name in ours if found[name] != ours[name]]
     versions = ", ".join(f"{name} {version}" for name, version in ours.items())
-    return Check("cluster", not faults, "; ".join([*faults, f"{len(nodes)} nodes; here {versions}"]))
+    return not faults, "; ".join([*faults, f"{len(nodes)} nodes; here {versions}"])
 
 
 def summary(result: dict[str, Any]) -> str:

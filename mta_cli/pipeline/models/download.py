@@ -24,6 +24,7 @@ from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 from mta_cli.events import Event, JobProgress, Note
 from mta_cli.pipeline.models.catalog import ModelPackage
+from mta_cli.pipeline.models.manifest import changed_files
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -114,20 +115,14 @@ def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
     most = folder_size(target) + listing.bytes + HUB_NOTES_BYTES
     try:
         yield from _run_with_progress(name, target, lambda: _call_hub(name, download), stop, most)
-        _require_announced(name, listing, target)
-    except IntegrityFault:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
-
-
-def _require_announced(name: str, listing: HubListing, target: Path) -> None:
-    for file, expected in listing.digests.items():
-        found = sha256_file(target / file)
-        if found != expected:
+        for file, expected, found in changed_files(target, listing.digests):
             raise IntegrityFault(
                 f"{file} of {name} is not the file that the hub announces: expected sha256 {expected}, found {found}",
                 hint="the downloaded files were removed; pull it again",
             )
+    except IntegrityFault:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _stoppable_progress(stop: threading.Event) -> Any:

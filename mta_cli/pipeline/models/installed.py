@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
+from mta_cli.engine.model.checkpoint_files import model_files
 from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, NotFound, did_you_mean
 from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
     ModelEntry,
+    changed_files,
     entry_from_manifest,
     existing_path,
     folder_manifest,
@@ -150,13 +151,8 @@ def verify_model(name_or_path: str) -> list[str]:
 
 def model_faults(entry: ModelEntry) -> list[str]:
     """Compare all files of a model with its manifest's digests; returns a text for each difference."""
-    faults = []
-    for file, expected in entry.detail["files"].items():
-        path = entry.path / file
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != expected:
-            faults.append(f"{file}: expected sha256 {expected}, found {found}")
-    return faults
+    changed = changed_files(entry.path, entry.detail["files"])
+    return [f"{file}: expected sha256 {expected}, found {found}" for file, expected, found in changed]
 
 
 def record_models(reg: Registry, *entries: ModelEntry) -> None:

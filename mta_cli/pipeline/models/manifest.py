@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,8 +142,12 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
         known = dict(cached["manifest"])
         if cached["signature"] == signature:
             return {**known, "name": name}
-    if known is not None and not accept_changes:
-        _require_unchanged(path, dict(known["files"]))
+    # new files are allowed
+    for file, before, now in changed_files(path, known["files"] if known is not None and not accept_changes else {}):
+        raise IntegrityFault(
+            f"{path / file} has changed since the folder was registered: sha256 {before} then, {now} now",
+            hint=("restore the file, or register the folder as it is now: ", Command("model pull", str(path))),
+        )
     manifest = make_manifest(path, name=name, source=f"folder:{path}")
     with suppress(OSError, MtaError):  # without this cache it is only slower
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -151,15 +156,12 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
     return manifest
 
 
-def _require_unchanged(path: Path, files: dict[str, str]) -> None:
-    """Raises IntegrityFault if a file's content has changed; new files are allowed."""
-    for file, digest in files.items():
-        found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
-        if found != digest:
-            raise IntegrityFault(
-                f"{path / file} has changed since the folder was registered: sha256 {digest} then, {found} now",
-                hint=("restore the file, or register the folder as it is now: ", Command("model pull", str(path))),
-            )
+def changed_files(folder: Path, digests: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Each of these files whose content differs: its name, the expected SHA-256, and the present one or `no file`."""
+    for file, expected in digests.items():
+        found = folders.sha256_file(folder / file) if (folder / file).is_file() else "no file"
+        if found != expected:
+            yield file, expected, found
 
 
 def entry_from_manifest(path: Path, manifest: dict[str, Any]) -> ModelEntry:

@@ -95,13 +95,19 @@ def export_user(
     options = options or ExportOptions()
     target = resolve_export_folder(reg, to, "an export", replace=options.replace, list_file=LIST_FILE)
     mode = _require_personal_mode(reg, base_entry, user, task)
-    exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
+    everywhere, late, source = merge_by_placement(reg, base_entry.fingerprint, user, task, mode)
+    ours = [part for part in (everywhere, late) if part is not None]
+    exact, notes = everywhere, list[str]()
+    if late is not None:
+        _require_approximation(user, mode, options)
+        exact = act_on_all_tokens(everywhere, late)
+        notes = ["Parts that were trained for late tokens alone act on all tokens here, so answers may differ."]
     if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the unchanged base, so there is nothing to export.")
     known_task, history_items = find_task(reg, task), options.prompt.history_items
     check = ExportCheck(reg, base_entry, user, known_task, options.machine, history_items)
     weights, lost = _compress_to_rank(exact, options, check)
-    weights, ours = pad_to_uniform_rank(weights), _user_loras(reg, base_entry, user, task, mode)
+    weights = pad_to_uniform_rank(weights)
     measured: dict[str, Any] = {}
     if (options.approximate or weights.rank < exact.rank) and check.rows:
         measured = {"heldout_model": check.loss(ours), "heldout_export": check.loss([weights])}
@@ -164,14 +170,9 @@ def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: s
     return mode
 
 
-def _weights_of_all_tokens(
-    reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, approximate: bool
-) -> tuple[LoraWeights | None, AnswerSource, list[str]]:
-    """The user's weights as one LoRA on all tokens, and notes on the approximation. Raises BadInput for late parts."""
-    weights, late, source = merge_by_placement(reg, entry.fingerprint, user, task, mode)
-    if late is None:
-        return weights, source, []
-    if not approximate:
+def _require_approximation(user: User, mode: str, options: ExportOptions) -> None:
+    """Raises BadInput for a model with late parts unless an approximation is asked for."""
+    if not options.approximate:
         raise BadInput(
             f"The {mode} model of {user.name} acts on late tokens only, which other programs cannot do.",
             hint=(
@@ -182,14 +183,6 @@ def _weights_of_all_tokens(
                 ".",
             ),
         )
-    note = "Parts that were trained for late tokens alone act on all tokens here, so answers may differ."
-    return act_on_all_tokens(weights, late), source, [note]
-
-
-def _user_loras(reg: Registry, entry: ModelEntry, user: User, task: str, mode: str) -> list[LoraWeights]:
-    """The LoRAs of the user's model, including late parts."""
-    everywhere, late, _ = merge_by_placement(reg, entry.fingerprint, user, task, mode)
-    return [part for part in (everywhere, late) if part is not None]
 
 
 def _content_notes(task: Task, examples: int) -> str:

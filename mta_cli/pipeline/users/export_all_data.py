@@ -14,7 +14,7 @@ from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult
 from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
-from mta_cli.pipeline.users.stored_data import Entry, anchor_entries, describe_user
+from mta_cli.pipeline.users.stored_data import Entry, anchor_entries, describe_user, share_entries
 from mta_cli.text.printable import to_json
 from store.records import REFUSED_USERS_KEY
 
@@ -128,13 +128,9 @@ def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entr
     """The document of each stack, with the user's own numbers or file, and the anchors below."""
     found = []
     for entry, stack in zip(known, reg.stacks.of_user(user.id), strict=True):
-        names = {anchor.id: anchor.user for anchor in reg.banks.anchors(stack.bank_id)}
-        below = [
-            {"user": names.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
-            for share in stack.recipe
-        ]
-        own = {"file": _adapter_path(stack.digest)} if stack.numbers is None else {"file": None}
-        found.append({**entry, **own, "numbers": _unpack_floats(stack.numbers, "<f2"), "anchors": below})
+        file, below = _adapter_path(stack.digest), share_entries(reg, stack.bank_id, stack.recipe)
+        own = {"file": file if stack.numbers is None else None, "numbers": _unpack_floats(stack.numbers, "<f2")}
+        found.append({**entry, **own, "anchors": below})
     return found
 
 

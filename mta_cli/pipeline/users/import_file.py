@@ -114,7 +114,7 @@ def import_source(
             yield _consent_note(f"the inputs are the words of {' and '.join(intake.input_authors)}", can_anchor)
         elif intake.third_parties and ask is None:
             yield _consent_note(f"the users are {intake.third_parties}", can_anchor)
-        alike = confusable_name_warnings(intake.user_names, names, intake.findings.spellings)
+        alike = confusable_name_warnings(intake.user_names, names)
         yield from (Note(text, warning=True) for text in alike)
         if dry_run:
             yield JobPlan("import", _plan(source, intake, stored, known, can_anchor))

@@ -5,6 +5,7 @@ Only reads. Knows no terminal and no SQL.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
@@ -25,10 +26,8 @@ def count_bank_users(reg: Registry, bank: Bank) -> Entry:
     """The number of users of the task adapter (None if unknown), and the number of users with neighbours."""
     pooled = None
     if bank.task_adapter is not None:
-        try:
+        with suppress(NotFound):  # an incomplete bank: `mta bank verify` reports it
             pooled = reg.adapters.get(bank.task_adapter).config.get(TRAINED_USERS_KEY)
-        except NotFound:  # an incomplete bank: `mta bank verify` reports it
-            pooled = None
     return {"task_adapter_people": pooled, "neighbour_people": reg.neighbours.count_users(bank.id)}
 
 

@@ -24,7 +24,7 @@ from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.serve_keys import drop_from_keys
 from mta_cli.pipeline.users.servers import recheck_servers
-from mta_cli.text.formatting import join_some
+from mta_cli.text.formatting import join_some, shorten
 from store.database_copy import databases_saved_before_migration
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def plan_item_removal(
     found = _find_items(reg, user, ids, task)
     made = _made_from(reg, user, found)
     items = [
-        PlanLine(f"item {each.key}", f"{each.task}: {_shown(each.input)} → {_shown(each.output)}") for each in found
+        PlanLine(
+            f"item {each.key}", f"{each.task}: {shorten(each.input, SHOWN_CHARS)} → {shorten(each.output, SHOWN_CHARS)}"
+        )
+        for each in found
     ]
     lines = [
         PlanLine("recipes", f"{len(made.recipes):,}"),
@@ -250,8 +253,3 @@ def _made_from(reg: Registry, user: User, items: list[Item]) -> _PartsMadeFromIt
         [bank for bank in reg.banks.all() if bank.task == task and anchors(bank)],
         [bank for bank in banks_pooling_user(reg, user) if bank.task == task and trained(bank.task_adapter)],
     )
-
-
-def _shown(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"

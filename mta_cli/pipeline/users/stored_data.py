@@ -11,7 +11,7 @@ from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.provenance import user_contributions, user_dependencies
 
 if TYPE_CHECKING:
-    from store.records import Bank, Item, Query, Recipe, Run, Stack, User
+    from store.records import AnchorWeight, Bank, Item, Query, Recipe, Run, Stack, User
     from store.registry import Registry
 
 Entry = dict[str, Any]
@@ -105,13 +105,15 @@ def _bank_entry(reg: Registry, bank: Bank) -> Entry:
 
 
 def _recipe_entry(reg: Registry, recipe: Recipe) -> Entry:
-    anchors = {anchor.id: anchor.user for anchor in reg.banks.anchors(recipe.bank_id)}
-    shares = [
-        {"user": anchors.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
-        for share in recipe.shares
-    ]
     made = {"method": recipe.method, "recipe_bytes": recipe.bytes, "created": recipe.created}
-    return _bank_entry(reg, reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
+    anchors = {"anchors": share_entries(reg, recipe.bank_id, recipe.shares)}
+    return _bank_entry(reg, reg.banks.by_id(recipe.bank_id)) | made | anchors
+
+
+def share_entries(reg: Registry, bank_id: int, shares: Sequence[AnchorWeight]) -> list[Entry]:
+    """The anchors of a recipe, with their users' names."""
+    users = {anchor.id: anchor.user for anchor in reg.banks.anchors(bank_id)}
+    return [{"user": users.get(one.anchor_id), "similarity": one.similarity, "weight": one.weight} for one in shares]
 
 
 def _stack_entry(reg: Registry, stack: Stack) -> Entry:

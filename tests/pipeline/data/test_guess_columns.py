@@ -85,13 +85,12 @@ def test_columns(name: str) -> None:
     sample, expected = CASES[name]
     guess = guess_columns(sample)
     assert guess.columns == expected
-    assert guess.missing == (() if expected.user else ("user",))
     assert list(guess.examples) == list(sample[0])
 
 
 def test_nothing_can_be_guessed_from_nothing() -> None:
     guess = guess_columns([])
-    assert guess.columns == ColumnMapping() and guess.missing == ("user", "input", "output")
+    assert guess.columns == ColumnMapping()
     assert guess_columns([{"a": None}, {"a": ""}]).examples == {"a": ""}
 
 

@@ -331,7 +331,7 @@ def test_days_without_messages_and_other_files_of_slack(reg: Registry, tmp_path:
     assert len(talk(reg, export, "ann")) == 4
     for folder in ("harbour", "D0900"):
         shutil.rmtree(export / folder)
-    with pytest.raises(BadInput, match="'export' is a Slack export without messages"):
+    with pytest.raises(BadInput):
         take(reg, export, "ann")
 
 

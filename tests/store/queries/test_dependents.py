@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mta_cli.errors import IntegrityFault
-from store.queries.dependents import AnchorReplacement
 from store.records import Bank
 from store.registry import Registry
 from tests.store.making import adapted, adapter, bank, person
@@ -15,8 +16,14 @@ def mended(reg: Registry, made: Bank, user: int, *places: int) -> None:
     """Replace the anchors in these places by ones of `user`."""
     anchors = reg.banks.anchors(made.id)
     new = [
-        AnchorReplacement(
-            anchors[i].id, user, 7, 9, adapter(reg, f"new {i}".encode(), below=made.task_adapter), 3.0, 1.0
+        replace(
+            anchors[i],
+            user_id=user,
+            cluster_size=7,
+            items=9,
+            digest=adapter(reg, f"new {i}".encode(), below=made.task_adapter),
+            loss_first=3.0,
+            loss_last=1.0,
         )
         for i in places
     ]
@@ -66,7 +73,7 @@ def test_a_replacement_that_cannot_be_leaves_all_as_it_was(reg: Registry) -> Non
     made = bank(reg, [ann, bob])
     adapted(reg, cy, made)
     before = reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.count_rows()
-    lost = AnchorReplacement(before[0][0].id, 999, 1, 1, str(before[0][0].digest), 1.0, 1.0)
+    lost = replace(before[0][0], user_id=999)
     with pytest.raises(IntegrityFault):
         reg.banks.replace_stale_anchors(made.id, [lost], "k", {})
     assert (reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.count_rows()) == before

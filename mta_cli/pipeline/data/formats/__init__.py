@@ -7,54 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol, cast
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from mta_cli.pipeline.data.formats.archive import ArchivedFile
-    from mta_cli.pipeline.data.formats.detect import FileSample
-    from mta_cli.pipeline.data.formats.mail.message import Mail
-    from mta_cli.pipeline.data.formats.messengers.message import Message
-    from mta_cli.pipeline.data.formats.parse_results import ParseFindings
-    from mta_cli.pipeline.data.formats.rows import RawRow
-
-
-class Reader(Protocol):
-    """A format's module."""
-
-    def recognise(self, sample: FileSample) -> bool:
-        """Whether a file with this beginning has this format, regardless of its name."""
-        ...
-
-
-class RowReader(Reader, Protocol):
-    """The module of a format whose files are rows of named cells."""
-
-    def read_rows(self, stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-        """Yields the rows with their locations; faults go to the findings. `stream` is at its start and has UTF-8
-        text.
-        """
-        ...
-
-
-class MailReader(Reader, Protocol):
-    """The module of a format whose files are mails."""
-
-    def read_mails(self, stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Mail]:
-        """Yields every readable mail; the others are counted. `stream` is at its start."""
-        ...
-
-
-class MessengerReader(Reader, Protocol):
-    """The module of a format whose files are messages of several senders."""
-
-    def read_messages(self, stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
-        """Yields the messages of a file in their order; service messages are counted. `stream` is at its start."""
-        ...
-
+from typing import Any, Literal
 
 Kind = Literal["table", "chat", "mail", "messenger", "document", "repository"]
 """Columns of a table can be mapped. Chats, mail and messengers' files belong to one user: chats know which side is the
@@ -67,10 +20,14 @@ itself. A repository is a folder that is read as a whole.
 class Format:
     """A file format: a description in one line, its module in this package, and the endings of its files' names.
 
-    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`, the module of a messenger a
-    `MessengerReader`; a repository has none. `input_authors` names the authors of the inputs if these are other people;
-    then new users are not anchors by default. `third_parties` names the users if they are not the person who imports
-    them; then new users are anchors only with consent in the terminal or by a flag.
+    Its module has `recognise(sample)`: whether a file that begins so has this format, regardless of its name. Tables
+    and chats also have `read_rows(stream, file, findings)`, which yields `RawRow`s. Mail has `read_mails` with the same
+    parameters, which yields `Mail`. Messengers have `read_messages(stream, path, findings)`, which yields `Message`.
+    The stream is at its start; faults go to the findings. A repository has no module.
+
+    `input_authors` names the authors of the inputs if these are other people; then new users are not anchors by
+    default. `third_parties` names the users if they are not the person who imports them; then new users are anchors
+    only with consent in the terminal or by a flag.
     """
 
     meaning: str
@@ -80,21 +37,9 @@ class Format:
     input_authors: str = ""
     third_parties: str = ""
 
-    def load(self) -> Reader:
+    def load(self) -> Any:
         """Import and return the module."""
-        return cast(Reader, import_module(f"{__name__}.{self.module}"))
-
-    def load_rows(self) -> RowReader:
-        """The module of a format of rows."""
-        return cast(RowReader, self.load())
-
-    def load_mails(self) -> MailReader:
-        """The module of a format of mails."""
-        return cast(MailReader, self.load())
-
-    def load_messages(self) -> MessengerReader:
-        """The module of a messenger's format."""
-        return cast(MessengerReader, self.load())
+        return import_module(f"{__name__}.{self.module}")
 
 
 _CORRESPONDENTS = "the people who wrote to you"

@@ -130,4 +130,4 @@ def _recognise(sample: FileSample) -> str | None:
 
 
 def _recognises(name: str, sample: FileSample) -> bool:
-    return FORMATS[name].kind != "repository" and FORMATS[name].load().recognise(sample)
+    return FORMATS[name].kind != "repository" and bool(FORMATS[name].load().recognise(sample))

@@ -81,7 +81,7 @@ class RecordFields:
         """A required user's name in its stored form, which is added to the file's users."""
         stored = self.read_name(name)
         if stored is not None:
-            self.findings.add_user(stored, str(self.values[name]))
+            self.findings.users[stored] = None
         return stored
 
     def read_name(self, name: str) -> str | None:

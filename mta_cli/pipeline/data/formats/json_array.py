@@ -1,4 +1,4 @@
-"""Reads a JSON array from a file member by member, so that memory holds only the longest member."""
+"""Reads JSON from a file: a whole document, or an array member by member, so that memory holds only the longest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from mta_cli.errors import BadInput
 from mta_cli.pipeline.data.formats import reading
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 
 CHUNK_BYTES = 1 << 20
@@ -43,6 +44,12 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
     if not found:
         findings.add_fault(SourceLocation(file), "is an empty list")
     text.require_end()
+
+
+def read_document(path: Path | ArchivedFile) -> Any:
+    """The JSON document in a file. Raises only `NotFound` or `BadInput`."""
+    with reading.open_file(path) as stream:
+        return JsonText(stream, path.name).read_whole()
 
 
 class JsonText:
@@ -132,6 +139,14 @@ class JsonText:
                     return value
             self._read_more(size)
             size *= 2  # doubling keeps the total decoding time of a long value linear
+
+    def read_whole(self) -> Any:
+        """Read and return the only value of the document. Raises `BadInput` if there is none or more."""
+        if not self.peek():
+            raise BadInput(f"{self._file} is empty")
+        value = self.read_value()
+        self.require_end()
+        return value
 
     def fail(self, message: str, *, cut: bool = False) -> NoReturn:
         """Raises `BadInput` with `message` and the number of the current record."""

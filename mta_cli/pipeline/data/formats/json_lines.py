@@ -8,7 +8,7 @@ from typing import BinaryIO
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, json_type_name
 from mta_cli.pipeline.data.formats.reading import iter_lines, strict_json_loads
-from mta_cli.pipeline.data.formats.rows import Lines, RawRow
+from mta_cli.pipeline.data.formats.rows import RawRow
 
 
 def recognise(sample: FileSample) -> bool:
@@ -18,13 +18,8 @@ def recognise(sample: FileSample) -> bool:
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
     """The object on every line that is not blank; a line without an object is a fault."""
-    return jsonl_rows(iter_lines(stream, file, findings), file, findings)
-
-
-def jsonl_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The objects of a file given as numbered lines; a line without an object is a fault."""
     number = 0
-    for line, content in lines:
+    for line, content in iter_lines(stream, file, findings):
         if not content.strip():
             continue
         number += 1

@@ -17,7 +17,6 @@ from mta_cli.pipeline.data.formats.parse_results import (
     SeenIds,
     SourceLocation,
     format_value,
-    json_type_name,
 )
 from store.records import NewItem
 from store.staged_records import StagedRecords
@@ -29,14 +28,6 @@ NO_QUESTION = "gold answers without a question"
 def recognise(sample: FileSample) -> bool:
     """Whether the file is a list of questions with their users' profiles."""
     return sample.is_json_list and sample.record is not None and {"profile", "input"} <= sample.record.keys()
-
-
-@dataclass(frozen=True)
-class GoldAnswers:
-    """An outputs file: its task, and the answer of each question id."""
-
-    task: str
-    answers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,25 +65,20 @@ class FieldMapping:
         return stripped
 
 
-def parse_golds(document: object, file: str, findings: ParseFindings) -> GoldAnswers:
-    """The task and the gold answers of an outputs document; faults go to the findings."""
-    whole = RecordFields.from_value(document, SourceLocation(file), findings)
+def parse_golds(document: object, file: str, findings: ParseFindings) -> tuple[str, dict[str, str]]:
+    """The task, and the gold answer of each question id, of an outputs document; faults go to the findings."""
     answers: dict[str, str] = {}
+    whole = RecordFields.from_value(document, SourceLocation(file), findings)
     if whole is None:
-        return GoldAnswers("", answers)
+        return "", answers
     task = (whole.read_scalar("task") if whole.has_value("task") else None) or ""
-    for number, entry in enumerate(
-        _require_list(whole.values.get("golds"), SourceLocation(file), findings, "golds"), 1
-    ):
-        fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
-        if fields is None:
-            continue
+    for fields in whole.read_objects("golds"):
         key, answer = fields.read_id(), fields.read_scalar("output")
         if key in answers:
             fields.add_field_fault("id", f"{format_value(key)} was already used")
         elif key is not None and answer is not None:
             answers[key] = answer
-    return GoldAnswers(task, answers)
+    return task, answers
 
 
 def parse_questions(
@@ -153,16 +139,6 @@ def read_history(
         record = Record(user, item, fields.location)
         if ids.add_if_new(record, entry.path("id"), may_repeat=not once):
             yield record
-
-
-def _require_list(value: object, place: SourceLocation, findings: ParseFindings, inside: str) -> list[object]:
-    """The members of a list field, which must not be empty."""
-    if not isinstance(value, list):
-        findings.add_fault(place, f"is {json_type_name(value)}, not a list", inside)
-        return []
-    if not value:
-        findings.add_fault(place, "is an empty list", inside)
-    return value
 
 
 def _join_fields(parts: list[str | None]) -> str:

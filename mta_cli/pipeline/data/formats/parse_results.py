@@ -59,7 +59,6 @@ class ParseFindings:
         self.doubts: list[str] = []
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
-        self.spellings: dict[str, set[str]] = {}
         self.groups: dict[str, str] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
@@ -86,14 +85,6 @@ class ParseFindings:
         """Record the name of a field that is not read; at most 20 names are kept."""
         if len(self.ignored_fields) < MAX_LISTED_FAULTS:
             self.ignored_fields[name] = None
-
-    def add_user(self, name: str, written: str) -> None:
-        """Record a user, and the form in which the file writes the name, if it differs from the stored form."""
-        if written != name:
-            self.spellings.setdefault(name, {name} if name in self.users else set()).add(written)
-        elif name in self.spellings:
-            self.spellings[name].add(written)
-        self.users[name] = None
 
     def raise_faults(self, file: str, hint: Words | None = None) -> None:
         """Raise `BadInput` with all findings if there is any fault."""

@@ -1,4 +1,4 @@
-"""Reads a file's bytes as a JSON document or as lines, within limits on size and depth."""
+"""Opens files and reads them as lines of text or JSON, within limits on size and depth."""
 
 from __future__ import annotations
 
@@ -120,34 +120,6 @@ def raise_too_large(path: Path | ArchivedFile, size: int) -> NoReturn:
     )
 
 
-def read_document(path: Path | ArchivedFile) -> Any:
-    """The JSON document in a file. Raises only `NotFound` or `BadInput`."""
-    with open_file(path) as stream:
-        if isinstance(path, ArchivedFile):
-            content = stream.read()
-        else:
-            info = os.fstat(stream.fileno())
-            # `read(n)` allocates n bytes at once, so n is the file's size rather than the limit.
-            content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
-    if len(content) > FILE_BYTES:
-        raise_too_large(path, len(content))
-    return parse_document(content, path.name)
-
-
-def parse_document(content: bytes, file: str) -> Any:
-    """The JSON value in `content`. Raises `BadInput` unless it is one UTF-8 JSON document of bounded depth."""
-    reject_magic_bytes(content, file)
-    text = decode_utf8(content, file)
-    if not text.strip():
-        raise BadInput(f"{file} is empty")
-    try:
-        return strict_json_loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{file} {_json_error_text(error, text)}") from error
-    except ValueError as error:
-        raise BadInput(f"{file}: {error}") from error
-
-
 def strict_json_loads(text: str) -> Any:
     """`json.loads` that refuses NaN, infinities and too deep nesting. Raises only ValueError or a subclass."""
     try:
@@ -162,11 +134,6 @@ def reject_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=reject_constant)
-
-
-def _json_error_text(error: json.JSONDecodeError, text: str) -> str:
-    cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
-    return f"{'is cut short' if cut else 'is not JSON'}: {error.msg} (line {error.lineno}, column {error.colno})"
 
 
 def reject_magic_bytes(start: bytes, file: str) -> None:

@@ -14,7 +14,6 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, S
 from store.records import NewItem
 from store.staged_records import StagedRecords
 
-Lines = Iterable[tuple[int, bytes]]
 RawRow = tuple[SourceLocation, Mapping[str, Any]]
 
 DEFAULT_COLUMNS = ColumnMapping()
@@ -78,7 +77,7 @@ def parse_rows(
             key = f"{digest}.{staged.count_occurrence(owner, of, digest)}"
         record = Record(owner, NewItem(key, of, question, answer, time), place)
         if ids.add_if_new(record, "id"):
-            findings.add_user(owner, str(fields.values["user"]) if fields.has_value("user") else owner)
+            findings.users[owner] = None
             yield record
 
 

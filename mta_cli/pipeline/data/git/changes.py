@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mta_cli.pipeline.data.git.program import FIELD_BYTES
+from mta_cli.text.formatting import shorten
 
 DIFF_FLAGS = (
     "-p",
@@ -142,8 +143,7 @@ def _decode(content: bytes) -> str:
 def _plain_line(content: bytes) -> str:
     """A line of text without control characters and repeated white space, cut."""
     text = "".join(char if char.isprintable() else " " for char in _decode(content[: 4 * LINE_CHARACTERS]))
-    text = " ".join(text.split())
-    return text if len(text) <= LINE_CHARACTERS else text[: LINE_CHARACTERS - 1] + "…"
+    return shorten(text, LINE_CHARACTERS)
 
 
 def _cut_path(path: str) -> str:

@@ -88,7 +88,10 @@ class Git:
     @property
     def has_commits(self) -> bool:
         """Whether the current branch has a commit."""
-        return self._succeeds("rev-parse", "-q", "--verify", "HEAD^{commit}")
+        try:
+            return bool(self.read_text("rev-parse", "-q", "--verify", "HEAD^{commit}"))
+        except BadInput:
+            return False
 
     def read_text(self, *words: str) -> str:
         """The stripped output of a git command. Raises `BadInput` if git fails."""
@@ -119,16 +122,6 @@ class Git:
             if code != 0:
                 said.seek(0)
                 raise self._failure(said.read(_PIECE_BYTES).decode(errors="replace"))
-
-    def _succeeds(self, *words: str) -> bool:
-        done = subprocess.run(
-            [*self._command, *words],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-        )
-        return done.returncode == 0
 
     @property
     def _shown(self) -> str:

@@ -36,7 +36,7 @@ def test_a_name_of_a_column_may_have_a_line_break(header: bytes) -> None:
 def test_a_quote_of_the_header_that_nothing_closes_is_a_fault(rows: int) -> None:
     findings = ParseFindings()
     assert not list(read_rows(io.BytesIO(b'film,"note\n' + b"Salt,sea\n" * rows), "f", findings))
-    assert findings.fault_lines == ["f, field header: has a quote that is not closed"]
+    assert findings.fault_lines == ["f, field header: is not CSV: unexpected end of data"]
 
 
 def test_a_first_column_without_a_name_is_not_read_and_others_are_called_after_their_place() -> None:

@@ -146,7 +146,7 @@ def test_golds_are_read() -> None:
     golds = parse_golds(
         {"task": "LaMP_2", "golds": [{"id": "q1", "output": "a"}, {"id": 2, "output": 4}]}, "o", findings
     )
-    assert (golds.task, golds.answers) == ("LaMP_2", {"q1": "a", "2": "4"})
+    assert golds == ("LaMP_2", {"q1": "a", "2": "4"})
 
 
 def test_every_wrong_gold_is_named() -> None:
@@ -154,9 +154,9 @@ def test_every_wrong_gold_is_named() -> None:
     entries = [{"id": "q1", "output": "a"}, {"id": "q1", "output": "b"}, {"id": "q2"}, 5]
     parse_golds({"task": "LaMP_2", "golds": entries}, "o", findings)
     assert findings.fault_lines == [
-        "o: record 2, field id: 'q1' was already used",
-        "o: record 3, field output: is missing",
-        "o: record 4: is a number, not an object",
+        "o, field golds[3]: is a number, not an object",
+        "o, field golds[1].id: 'q1' was already used",
+        "o, field golds[2].output: is missing",
     ]
 
 

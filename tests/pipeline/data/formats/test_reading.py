@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, MtaError, NotFound
 from mta_cli.pipeline.data.formats import reading
+from mta_cli.pipeline.data.formats.json_array import JsonText, read_document
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings
-from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, parse_document, read_document
+from mta_cli.pipeline.data.formats.reading import iter_lines, open_file
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,13 @@ from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, parse_d
 )
 def test_what_is_no_document(content: bytes, what: str) -> None:
     with pytest.raises(BadInput) as caught:
-        parse_document(content, "f.json")
+        JsonText(io.BytesIO(content), "f.json").read_whole()
     assert what in caught.value.message
     assert caught.value.message.startswith("f.json")
 
 
 def test_a_byte_order_mark_is_no_fault() -> None:
-    assert parse_document(b"\xef\xbb\xbf[1]", "f.json") == [1]
+    assert JsonText(io.BytesIO(b"\xef\xbb\xbf[1]"), "f.json").read_whole() == [1]
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
@@ -107,4 +108,4 @@ def test_endless_lines_end_at_the_limit_of_a_file(monkeypatch: pytest.MonkeyPatc
 @given(st.binary(max_size=200))
 def test_bytes_raise_nothing_but_bad_input(content: bytes) -> None:
     with suppress(BadInput):
-        json.dumps(parse_document(content, "f"))
+        json.dumps(JsonText(io.BytesIO(content), "f").read_whole())

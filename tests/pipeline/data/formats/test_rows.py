@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
 import pytest
 
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
-from mta_cli.pipeline.data.formats.delimited import csv_rows
-from mta_cli.pipeline.data.formats.json_lines import jsonl_rows
+from mta_cli.pipeline.data.formats import delimited, json_lines
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.rows import parse_rows
 from tests.pipeline.histories import staged
 
 
-def numbered(content: bytes) -> list[tuple[int, bytes]]:
-    return list(enumerate(content.splitlines(keepends=True), 1))
-
-
 def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
-    lines = numbered(content.encode() if isinstance(content, str) else content)
-    return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), user)), findings
+    rows = json_lines.read_rows(BytesIO(content.encode() if isinstance(content, str) else content), "f", findings)
+    return list(parse_rows(rows, "free", findings, staged(), user)), findings
 
 
 def table(
     content: bytes | str, user: str | None = None, columns: ColumnMapping | None = None
 ) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
-    rows = csv_rows(numbered(content.encode() if isinstance(content, str) else content), "f", findings)
+    rows = delimited.read_rows(BytesIO(content.encode() if isinstance(content, str) else content), "f", findings)
     mapping = columns or ColumnMapping()
     return list(parse_rows(rows, "free", findings, staged(), user, mapping)), findings
 
@@ -183,7 +179,7 @@ def test_a_file_of_one_user() -> None:
 def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> None:
     findings = ParseFindings()
     content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\nann,f,70.0\nann,g,\n"
-    rows = csv_rows(numbered(content), "f", findings)
+    rows = delimited.read_rows(BytesIO(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=5))
     assert [record.item.output for record in found] == ["70", "75", "-5", "70.0"]
     assert findings.skip_counts == {"rows whose output is not a number": 2, "rows without output": 1}
@@ -193,7 +189,7 @@ def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> No
 def test_outputs_off_the_scale_are_left_out() -> None:
     findings = ParseFindings()
     content = b"user,input,output\nann,a,5.2\nann,b,99\nann,c,-1\nann,d,0.6\n"
-    rows = csv_rows(numbered(content), "f", findings)
+    rows = delimited.read_rows(BytesIO(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=1, scale=(1, 5)))
     assert [record.item.output for record in found] == ["5", "1"]
     assert findings.skip_counts == {"rows whose output is outside the scale 1 to 5": 2}
@@ -202,16 +198,16 @@ def test_outputs_off_the_scale_are_left_out() -> None:
 def test_a_row_that_is_left_out_brings_no_user() -> None:
     findings = ParseFindings(skip_faulty=True)
     content = b"user,input,output,time\nann,a,1,\nbob,b,n/a,\ncy,c,3,soon\ndee,,4,\n"
-    list(parse_rows(csv_rows(numbered(content), "f", findings), "free", findings, staged(), round_to=1))
+    list(parse_rows(delimited.read_rows(BytesIO(content), "f", findings), "free", findings, staged(), round_to=1))
     assert list(findings.users) == ["ann"]
 
 
 def test_faulty_rows_can_be_left_out_but_not_a_table_that_breaks_off() -> None:
     findings = ParseFindings(skip_faulty=True)
     content = b"user,input,output,time\n-x,a,1,\nann,b,2,soon\nann,c,3,2026-01-02\nann,d\nann,,4,\n"
-    found = list(parse_rows(csv_rows(numbered(content), "f", findings), "free", findings, staged()))
+    found = list(parse_rows(delimited.read_rows(BytesIO(content), "f", findings), "free", findings, staged()))
     assert [record.item.input for record in found] == ["c"]
     assert len(findings.skipped_places) == 4 and not findings.fault_count and "'-x'" in findings.fault_lines[0]
     broken = ParseFindings(skip_faulty=True)
-    rows = csv_rows(numbered(b'user,input,output\nann,a,1\nann,"b" c,2\n'), "f", broken)
+    rows = delimited.read_rows(BytesIO(b'user,input,output\nann,a,1\nann,"b" c,2\n'), "f", broken)
     assert len(list(parse_rows(rows, "free", broken, staged()))) == 1 and broken.fault_count == 1

@@ -7,23 +7,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from msgspec import Struct
 
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.foreign_forms import convert
-from mta_cli.pipeline.data.formats.json_array import JsonText
+from mta_cli.pipeline.data.formats.json_array import JsonText, read_document
 from mta_cli.pipeline.data.formats.messengers.message import NO_TEXT, OF_BOTS, SERVICE, Message
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
-from mta_cli.pipeline.data.formats.reading import read_document
 from mta_cli.pipeline.data.formats.turns import Time, clean_text, known_time
 
+FileT = TypeVar("FileT", Path, ArchivedFile)
 NO_AUTHOR = "messages without an author"
 _PEOPLE = ("users.json", "org_users.json")
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
-_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].json"
 _IS_DAY = re.compile(r"\d{4}-\d\d-\d\d\.json", re.ASCII)
 _OWN_SUBTYPES = (None, "me_message", "thread_broadcast", "file_share")
 _MARKUP = re.compile(r"<([^<>]*)>")
@@ -53,18 +52,11 @@ class _Message(Struct):
     user_profile: _Profile | None = None
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder contains a Slack export: a list of users and a list of conversations."""
-    return all(any(os.path.isfile(folder / name) for name in names) for names in (_PEOPLE, _LISTS))
+def day_files(files: Sequence[FileT]) -> list[FileT]:
+    """The message files of the Slack exports among these files; empty without an export.
 
-
-def day_files(folder: Path) -> list[Path]:
-    """The files of an export's messages, by conversation and day."""
-    return sorted(folder.glob(f"*/{_DAY}"))
-
-
-def archived_day_files(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
-    """The message files of the Slack exports among an archive's files; empty without an export."""
+    An export has a list of users and a list of conversations in one folder.
+    """
     lists = ({file.parent for file in files if file.name in names} for names in (_PEOPLE, _LISTS))
     exports = set.intersection(*lists)
     return [file for file in files if _IS_DAY.fullmatch(file.name) and file.parent.parent in exports]
