@@ -34,7 +34,6 @@ SECTION_TITLES = {
 }
 
 SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
-    "recipe": RecipeBar,
     "loss": LabelledSparkline,
     "results": BarChart,
 }
@@ -76,7 +75,7 @@ class UserPane(VerticalScroll):
         self.query_one("#head-recipe", Static).update(
             line_text(SECTION_TITLES["recipe"] if user.recipe is not None else "Nearest anchors", "bold")
         )
-        self.query_one("#recipe", RecipeBar).show_parts(parts)
+        self.query_one("#recipe", Static).update(RecipeBar(parts))
         self.query_one("#loss", LabelledSparkline).show_values(shown_losses(user))
         self.query_one("#results", BarChart).show_bars(result_bars(user.results))
         self.query_one("#runs", Static).update(run_lines(user.runs))
