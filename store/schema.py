@@ -19,40 +19,6 @@ SCHEMA_VERSION, OLDEST_SCHEMA = 14, 13
 SCHEMA_FILE = Path(__file__).with_name("schema.sql")
 """The SQL of the current schema."""
 
-TABLES = (
-    "users",
-    "user_groups",
-    "items",
-    "queries",
-    "profiles",
-    "bases",
-    "tasks",
-    "adapters",
-    "banks",
-    "task_adapter_users",
-    "anchors",
-    "neighbours",
-    "recipes",
-    "recipe_anchors",
-    "stacks",
-    "stack_anchors",
-    "runs",
-    "run_users",
-    "steps",
-    "evaluations",
-    "eval_people",
-    "eval_banks",
-    "cells",
-    "tunings",
-    "predictions",
-    "chats",
-    "messages",
-    "message_anchors",
-    "jobs",
-    "job_users",
-    "tombstones",
-)
-
 
 def schema_version(conn: sqlite3.Connection) -> int:
     """The schema version of an open database; 0 for an empty one."""

@@ -12,6 +12,7 @@ from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions, ModelOptions
 from mta_cli.terminal.tables import key_value_grid
+from mta_cli.text.formatting import format_rate
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.bases import HubBase
@@ -85,17 +86,13 @@ def _render_bench(result: dict[str, Any]) -> Any:
     rows = (
         ("base", f"{result['base']}, {result['parameters'] / 1e6:,.0f}M parameters"),
         ("device", f"{device}, {result['dtype']}{threads}, {decoder}"),
-        ("training", f"{_rate(result['train_tokens_per_second'])} tokens/s, a group's LoRAs in all layers"),
-        ("adapting", f"{_rate(result['adapters_per_second'])} users/s"),
-        ("answering", f"{_rate(result['decode_tokens_per_second'])} tokens/s, one user"),
-        ("", f"{_rate(result['batch_tokens_per_second'])} tokens/s, {result['batch_users']} users in one batch"),
+        ("training", f"{format_rate(result['train_tokens_per_second'])} tokens/s, a group's LoRAs in all layers"),
+        ("adapting", f"{format_rate(result['adapters_per_second'])} users/s"),
+        ("answering", f"{format_rate(result['decode_tokens_per_second'])} tokens/s, one user"),
+        ("", f"{format_rate(result['batch_tokens_per_second'])} tokens/s, {result['batch_users']} users in one batch"),
         ("memory", f"{_gigabytes(result['peak_bytes'])} at most; computed: {_gigabytes(result['computed_bytes'])}"),
     )
     return key_value_grid(rows)
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _gigabytes(size: int | None) -> str:

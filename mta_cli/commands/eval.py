@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,28 +135,26 @@ def run(
             "--test-users can only be given with --bank: it names the users on whom that bank is measured.",
             hint="add --bank BANK, or leave out --test-users",
         )
-    if bank is None:
-        done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
-        if not dry_run:
-            suggest_after_evaluation(use, done["evaluation"])
-        return
-    if unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]:
+    if bank is not None and (unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]):
         raise UsageError(
             f"{', '.join(unused)} cannot be given with --bank, because bank {bank} is already built.",
             hint="leave it out",
         )
-
-    def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
-        from mta_cli.lab.evaluation.measured_bank import measured_bank_request, read_user_names
-
-        names = None if test_users is None else read_user_names(test_users)
-        options, machine = use.options[EvalOptions], use.options[MachineOptions]
-        found = measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
-        return replace(found, executor=use.options[ExecutorOptions])
-
-    done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
+    make_request = None if bank is None else partial(_measured_bank_request, use, task, bank, test_users)
+    done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=make_request)
     if not dry_run:
         suggest_after_evaluation(use, done["evaluation"])
+
+
+def _measured_bank_request(
+    use: AppContext, task: str, bank: str, test_users: Path | None, reg: Registry, method_settings: MethodSettings
+) -> EvalRequest:
+    from mta_cli.lab.evaluation.measured_bank import measured_bank_request, read_user_names
+
+    names = None if test_users is None else read_user_names(test_users)
+    options, machine = use.options[EvalOptions], use.options[MachineOptions]
+    found = measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
+    return replace(found, executor=use.options[ExecutorOptions])
 
 
 @app.command()

@@ -169,11 +169,7 @@ class Settings:
 
         Raises `UsageError` that lists all values of a wrong type or out of bounds, with their origins.
         """
-        faults: list[str] = []
-        built = self._build(cls, flags, faults)
-        if built is None:
-            raise UsageError(_join_faults(faults))
-        return built
+        return self.build_option_set((cls,), flags)[cls]
 
     def _build(self, cls: type[OptionsT], flags: Mapping[str, Any], faults: list[str]) -> OptionsT | None:
         """An instance of `cls`; None if it has faults, which are added to `faults`."""

@@ -34,26 +34,19 @@ class Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
-class TokenNames:
-    """Texts of single tokens for log-probabilities."""
+def token_entries(tokenizer: Any, tokens: Sequence[SampledToken]) -> list[dict[str, Any]]:
+    """`logprobs.content` of a chat's answer: tokens with log-probabilities, and their bytes if they are complete."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """A token with its log-probability, and its bytes if it is a complete text."""
-        text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
         content = None if REPLACEMENT in text else list(text.encode())
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": content}
 
-    def chat_entries(self, tokens: Sequence[SampledToken]) -> list[dict[str, Any]]:
-        """`logprobs.content` of a chat's answer."""
-        return [
-            self.entry(one.token, one.logprob)
-            | {"top_logprobs": [self.entry(token, value) for token, value in one.top]}
-            for one in tokens
-            if one.logprob is not None
-        ]
+    return [
+        entry(one.token, one.logprob) | {"top_logprobs": [entry(token, value) for token, value in one.top]}
+        for one in tokens
+        if one.logprob is not None
+    ]
 
 
 def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, top: int) -> list[dict[str, Any]]:

@@ -33,9 +33,9 @@ class ByteCache(Generic[K, V]):
         self._values.move_to_end(key)
         return self._values[key][0]
 
-    def peek(self, key: K) -> V | None:
-        """The value, without marking it as used."""
-        return self._values[key][0] if key in self._values else None
+    def items(self) -> list[tuple[K, V]]:
+        """All keys and values, without marking any value as used."""
+        return [(key, value) for key, (value, _) in self._values.items()]
 
     def clear(self) -> None:
         """Remove all values."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol
 
 from mta_cli.errors import MtaError
 from mta_cli.serving.weights import W, WeightsMaker
 
 if TYPE_CHECKING:
-    from mta_cli.engine.generation.sampler import TokenConstraint
     from mta_cli.engine.model.load import BaseInfo, LoadedBase
     from mta_cli.serving.answer import AnswerRequest
+    from mta_cli.serving.json_format import JsonFormats
 
 
 class QueueFull(MtaError):
@@ -64,21 +64,11 @@ class AnswerEngine(Protocol[W]):
         ...
 
 
-class Formats(Protocol):
-    """Constraints for answers that are JSON."""
-
-    def constraints(self, schema: dict[str, Any], count: int) -> Sequence[TokenConstraint | None]:
-        """The token constraints of `count` answers with a schema; None if the engine enforces the schema itself. Raises
-        ApiError.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class ServedBase(Generic[W]):
-    """A served base and its engine."""
+    """A served base and its engine. `formats` makes grammars of schemas; None if the engine does that itself."""
 
     base: LoadedBase | BaseInfo
     maker: WeightsMaker[W]
     engine: AnswerEngine[W]
-    formats: Formats
+    formats: JsonFormats | None

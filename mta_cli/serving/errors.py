@@ -21,6 +21,16 @@ TYPES = {
     503: "server_error",
 }
 RETRY_SECONDS = 2
+ERRORS: tuple[tuple[type[MtaError], int, str], ...] = (
+    (QueueFull, 429, "queue_full"),
+    (Stopping, 503, "stopping"),
+    (EngineUnavailable, 503, "engine_unavailable"),
+    (NotFound, 404, "not_found"),
+    (BadInput, 400, "invalid_value"),
+    (IntegrityFault, 500, "integrity_fault"),
+    (MtaError, 500, "failed"),
+)
+"""Status and code of this program's errors."""
 
 
 class ApiError(Exception):
@@ -62,20 +72,9 @@ def api_error(error: BaseException) -> ApiError:
     """An error of this program for the client. Unexpected errors do not reveal their content."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, QueueFull):
-        return ApiError(429, str(error), code="queue_full")
-    if isinstance(error, Stopping):
-        return ApiError(503, str(error), code="stopping")
-    if isinstance(error, EngineUnavailable):
-        return ApiError(503, str(error), code="engine_unavailable")
-    if isinstance(error, StoreBusy):
+    if isinstance(error, StoreBusy):  # its message may name a user
         return ApiError(503, "The store is busy.", code="store_busy")
-    if isinstance(error, NotFound):
-        return ApiError(404, str(error), code="not_found")
-    if isinstance(error, BadInput):
-        return ApiError(400, str(error), code="invalid_value")
-    if isinstance(error, IntegrityFault):
-        return ApiError(500, str(error), code="integrity_fault")
-    if isinstance(error, MtaError):
-        return ApiError(500, str(error), code="failed")
+    for kind, status, code in ERRORS:
+        if isinstance(error, kind):
+            return ApiError(status, str(error), code=code)
     return ApiError(500, "The server failed at this request.", code="internal_error")

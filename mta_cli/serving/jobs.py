@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ class AdaptJob:
     status: str = "queued"
     error: str | None = None
     result: Any = None
-    arguments: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The job as JSON for a client."""
@@ -43,7 +42,7 @@ class AdaptJob:
 
 
 class AdaptJobs:
-    """The queue of jobs of one server. `flags` are put before and after `user adapt` in every command line."""
+    """The queue of jobs of one server. `flags` are put after `user adapt` in every command line."""
 
     def __init__(self, store: Path, flags: list[str]) -> None:
         self._store, self._flags = store, flags
@@ -59,10 +58,6 @@ class AdaptJobs:
         if self._queue.qsize() >= MAX_WAITING:
             raise ApiError(429, f"{MAX_WAITING} adaptations wait already.", code="queue_full")
         job = AdaptJob(f"job-{secrets.token_hex(8)}", user.name, task, shots, who)
-        job.arguments = ["user", "adapt", "--json", *self._flags]
-        job.arguments += ["--task", task] if task else []
-        job.arguments += ["--shots", str(shots)] if shots else []
-        job.arguments += ["--", user.name]
         self._jobs[job.id] = job
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)
@@ -104,7 +99,11 @@ class AdaptJobs:
 
     def _run_job(self, job: AdaptJob) -> None:
         job.status = "running"
-        command = [sys.executable, "-m", "mta_cli", "--store", str(self._store), *job.arguments]
+        command = [sys.executable, "-m", "mta_cli", "--store", str(self._store)]
+        command += ["user", "adapt", "--json", *self._flags]
+        command += ["--task", job.task] if job.task else []
+        command += ["--shots", str(job.shots)] if job.shots else []
+        command += ["--", job.user]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -14,6 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from mta_cli.engine.generation.decoding_batch import DecodingBatch, PromptPass, PromptText
+from mta_cli.engine.generation.request import common_prefix_length
+from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.errors import MtaError
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished
 from mta_cli.serving.byte_cache import ByteCache
@@ -23,7 +28,6 @@ from mta_cli.serving.metrics import Metrics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mta_cli.engine.generation.decoding_batch import PromptPass
     from mta_cli.engine.lora.row_factors import UserFactors
     from mta_cli.engine.model.load import LoadedBase
 
@@ -49,8 +53,6 @@ class Scheduler:
     def __init__(
         self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
     ) -> None:
-        from mta_cli.engine.generation.decoding_batch import DecodingBatch
-
         self._decoder, self._metrics = base.decoder, metrics
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
         self._room, self._steps_since_shrink = max_batch, 0  # the number of rows known to fit
@@ -147,8 +149,6 @@ class Scheduler:
                 return
 
     def _run(self) -> None:
-        import torch
-
         try:
             torch.set_num_threads(self._cores)
             self._decoder.pack_weights()
@@ -212,8 +212,6 @@ class Scheduler:
         self._rows = [self._rows[r] for r in self._batch.keep_rows(kept)]
 
     def _keep_prefix(self, row: int) -> None:
-        from mta_cli.engine.model.device_memory import is_out_of_memory
-
         answer = self._rows[row].answer
         # Only the prompt's states are kept. The answer's were computed one token at a time, which in 16 bits rounds
         # differently from reading a whole text, so a later answer would depend on whether they were kept.
@@ -230,8 +228,6 @@ class Scheduler:
 
     def _read_prompts(self) -> None:
         """Compute up to `PIECE_TOKENS` tokens of prompts. Complete prompts join the batch, or get their label."""
-        from mta_cli.engine.model.device_memory import is_out_of_memory
-
         budget = PIECE_TOKENS
         while budget > 0 and (self._reading is not None or self._begin_reading()):
             assert self._reading is not None
@@ -253,10 +249,6 @@ class Scheduler:
 
     def _begin_reading(self) -> bool:
         """Take the first waiting request, if there is room for another row."""
-        from mta_cli.engine.generation.decoding_batch import PromptPass, PromptText
-        from mta_cli.engine.generation.request import common_prefix_length
-        from mta_cli.engine.model.device_memory import is_out_of_memory
-
         with self._changed:
             if not self._waiting or len(self._rows) >= self._room:
                 return False
@@ -293,8 +285,6 @@ class Scheduler:
 
     def _decode(self) -> None:
         """Decode one token for every row."""
-        from mta_cli.engine.model.device_memory import is_out_of_memory
-
         if not self._rows:
             return
         try:
@@ -338,8 +328,6 @@ class Scheduler:
 
     def _fail_all(self, error: Exception) -> None:
         """End every running answer with the error, and start again with an empty batch."""
-        from mta_cli.engine.generation.decoding_batch import DecodingBatch
-
         running = [*(row.answer for row in self._rows), *([self._reading[0]] if self._reading is not None else [])]
         self._reading, self._rows = None, []
         for answer in running:

@@ -22,8 +22,8 @@ from mta_cli.errors import Command, MtaError, UsageError
 from mta_cli.pipeline.chat.answer import answer_repetition_penalty
 from mta_cli.pipeline.chat.fit_prompt import check_message
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished, Piece
-from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
-from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
+from mta_cli.serving.answer_format import AnswerFormat, Choice, label_entries, token_entries
+from mta_cli.serving.engine import AnswerEngine, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.request_bodies import ChatPreferences, Sampling
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mta_cli.options import ServeOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
+    from mta_cli.serving.json_format import JsonFormats
     from store.records import User
     from store.registry import Registry
 
@@ -79,8 +80,7 @@ class Service:
         self._reg: Registry
         self._models: UserModels[Any]
         self._engine: AnswerEngine[Any]
-        self._names: TokenNames
-        self._formats: Formats
+        self._formats: JsonFormats | None
         self._embed: Any = None
 
     def about(self) -> dict[str, Any]:
@@ -103,7 +103,6 @@ class Service:
         self.base, self._engine, self._formats = served.base, served.engine, served.formats
         forget = self._engine.forget
         self._models = UserModels(self._reg, self.base, self.chat, cache_bytes, served.maker, forget)
-        self._names = TokenNames(self.base.tokenizer)
         self._engine.start()
         self._loaded = True
 
@@ -187,7 +186,7 @@ class Service:
         began = time.monotonic()
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Finished | Failed]]()
         constraints: Sequence[TokenConstraint | None] = [None] * sampling.count
-        if sampling.schema is not None:
+        if sampling.schema is not None and self._formats is not None:
             make = self._formats.constraints
             constraints = await loop.run_in_executor(self._format_thread, make, sampling.schema, sampling.count)
 
@@ -317,7 +316,7 @@ class Service:
                 if not choice.text:
                     self.metrics.first_token.observe(time.monotonic() - running.began)
                 choice.text += event.text
-                entries = self._names.chat_entries(event.tokens)
+                entries = token_entries(self.base.tokenizer, event.tokens)
                 choice.logprobs += entries
                 yield choice, event, entries
         finally:

@@ -6,7 +6,6 @@ made again where that has changed.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -145,15 +144,7 @@ class UserModels(Generic[W]):
 
     def _find(self, name: str, may: May) -> User | None:
         """The user `name` if the client may ask them; None otherwise. For other names the store is not read."""
-        if not name or not may(name):
-            return None
-        (found, *_) = [*self.reg.users.existing_names([unicodedata.normalize("NFC", name)]), None]
-        if found is None:  # `users.get` would look for names like it
-            return None
-        try:
-            return self.reg.users.get(found)
-        except NotFound:
-            return None
+        return self.reg.users.find(name) if name and may(name) else None
 
     def _is_task(self, name: str) -> bool:
         try:
@@ -268,7 +259,7 @@ class UserModels(Generic[W]):
 
     def _report_dropped(self, weights: Sequence[W], owners: Sequence[int]) -> None:
         """Call `on_dropped` with weights that no model uses and the ids of removed users."""
-        self._maker.drop_all_except(model.weights for model in self._models())
+        self._maker.drop_all_except(model.weights for _, model in self.cache.items())
         self._on_dropped(weights, owners)
 
     def _seal(self, user: User | None, task: Task, bank: Bank) -> Hashable:
@@ -281,11 +272,6 @@ class UserModels(Generic[W]):
         if bank is None or not self._is_task(task):
             return None
         return self._seal(user, find_task(self.reg, task), bank)
-
-    def _models(self) -> Iterator[LoadedModel[W]]:
-        for key in self.cache:
-            if (model := self.cache.peek(key)) is not None:
-                yield model
 
     def _builder(self, task: Task) -> PromptRowBuilder:
         known = self._examples.get(task.name)
@@ -313,8 +299,7 @@ class UserModels(Generic[W]):
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
         try:
-            for key, model in [(key, self.cache.peek(key)) for key in self.cache]:
-                assert model is not None
+            for key, model in self.cache.items():
                 user_id, name, _ = key
                 is_gone = user_id is not None and not self._exists(user_id)
                 if is_gone or self._current_seal(model.user, name) != model.seal:
@@ -375,9 +360,7 @@ class UserModels(Generic[W]):
         """The base, and for each user whom the client may ask, a chat model and a model for each task."""
         yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
-            try:
-                user = self.reg.users.get(name)
-            except NotFound:
+            if (user := self.reg.users.find(name)) is None:
                 continue
             shown = name if name != BASE_NAME else f"{BASE_PREFIX}{name}"
             yield Target(shown, user, self.options.task)

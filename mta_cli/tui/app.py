@@ -29,10 +29,10 @@ from mta_cli.tui.window_state import WindowState
 from mta_cli.tui.workers.job_queue import Job, JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_thread import StoreThread
-from mta_cli.tui.workers.undo import UndoPlan, plan_undo, undo
+from mta_cli.tui.workers.undo import plan_undo, undo
 
 if TYPE_CHECKING:
-    from mta_cli.tui.dialogs.form import Form
+    pass
 
 
 def _make_screen(name: str) -> Screen[Any]:
@@ -191,13 +191,6 @@ class MtaApp(App[None]):
         answer: bool = await self.push_screen_wait(ConfirmDialog(question))
         return answer
 
-    async def show_form(self, form: Form) -> dict[str, str] | None:
-        """Show a form; its values, or None if it was closed. Await it in a worker."""
-        from mta_cli.tui.dialogs.form import FormDialog
-
-        filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
-        return filled
-
     def copy_to_clipboard(self, text: str) -> None:
         """Copy a text to the clipboard and show a notification."""
         super().copy_to_clipboard(text)
@@ -236,7 +229,7 @@ class MtaApp(App[None]):
             return
         kept = self._kept[-1]
         try:
-            plan = await self.store_thread.run(partial(plan_undo, kept=kept))
+            item, effects = await self.store_thread.run(partial(plan_undo, kept=kept))
         except NotFound:
             self._kept.remove(kept)
             self.notify("nothing to undo: the answer that was kept last is removed already", markup=False)
@@ -245,22 +238,22 @@ class MtaApp(App[None]):
             self.show_error(error)
             return
         waits = self.job_queue.has_unfinished_jobs
-        goes = [*plan.effects, *(["what unfinished jobs make from it"] if waits else [])]
-        question = f"Remove {plan.item}? What was made from it is removed too:\n\n" + "\n".join(goes)
+        goes = [*effects, *(["what unfinished jobs make from it"] if waits else [])]
+        question = f"Remove {item}? What was made from it is removed too:\n\n" + "\n".join(goes)
         if goes and not await self.confirm(question):
             return
-        end = partial(self._handle_undo_end, kept, plan)
-        self._undo_job = self.job_queue.add_job("undo", plan.item, partial(undo, kept=kept), end)
+        end = partial(self._handle_undo_end, kept, item)
+        self._undo_job = self.job_queue.add_job("undo", item, partial(undo, kept=kept), end)
         if waits:
             self.notify("queued: the undo runs when the jobs before it have ended", markup=False)
 
-    def _handle_undo_end(self, kept: ItemKept, plan: UndoPlan, job: Job) -> None:
+    def _handle_undo_end(self, kept: ItemKept, item: str, job: Job) -> None:
         """After a successful undo, take `kept` off the answers that can be undone, and say so; or show the error."""
         if job.error is not None:
             self.show_error(job.error)
         elif job.state == "done":
             self._kept.remove(kept)
-            self.notify(f"undone: {plan.item}", markup=False)
+            self.notify(f"undone: {item}", markup=False)
 
     def action_show_screen(self, name: str) -> None:
         """Show a screen by its key, unless a dialog is open."""

@@ -10,9 +10,9 @@ from rich.text import Text
 from textual.color import Color
 from textual.filter import LineFilter
 
-from mta_cli.text.printable import clean_line, clean_text
-
-MISSING_VALUE = "–"
+from mta_cli.terminal.tables import format_cell
+from mta_cli.text.formatting import NO_VALUE
+from mta_cli.text.printable import clean_text
 
 
 class PrintableFilter(LineFilter):
@@ -28,12 +28,7 @@ class PrintableFilter(LineFilter):
 
 def line_text(value: object, style: str = "") -> Text:
     """A value on one line; a dash for None."""
-    return Text(
-        MISSING_VALUE if value is None else clean_line(_format_value(value)),
-        style=style,
-        no_wrap=True,
-        overflow="ellipsis",
-    )
+    return Text(format_cell(value), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def block_text(value: str, style: str = "") -> Text:
@@ -46,20 +41,19 @@ def format_hint(hint: str) -> str:
     return hint[:1].upper() + hint[1:] if hint.startswith("did you mean") else f"Try: {hint}"
 
 
-def format_signed(value: float | None) -> str:
-    """A difference with its sign and three decimals, without the zero before the point: +.123."""
+def format_short(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
+    """A number without the zero before the point: .12, or `signed` +.12."""
     if value is None or value != value:
-        return MISSING_VALUE
-    shown = f"{value:+.3f}"
-    return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
+        return NO_VALUE
+    shown = f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+    return shown.replace("0.", ".", 1) if shown.lstrip("+−").startswith("0.") else shown
+
+
+def format_signed(value: float | None) -> str:
+    """A difference with its sign and three decimals: +.123."""
+    return format_short(value, 3, signed=True)
 
 
 def describe_ending(ended: str) -> str:
     """Text after an answer's number of tokens if it was cut or repeated itself; empty for a normal end."""
     return {"length": " · cut", "repetition": " · began to repeat itself"}.get(ended, "")
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

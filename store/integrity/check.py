@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
 from store.files import AdapterFiles
 from store.records import is_core_intact
-from store.schema import SCHEMA_FILE, SCHEMA_VERSION, TABLES, schema_version
+from store.schema import SCHEMA_FILE
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
 _CORES_AT_ONCE = 10_000  # rows read at once: the cores of a million users would take most of a gigabyte of memory
@@ -29,7 +28,8 @@ WHERE sql IS NOT NULL AND sql NOT GLOB 'CREATE TABLE sqlite_stat[14](*'
 
 def count_rows(db: Connection) -> dict[str, int]:
     """The number of rows of each table, by table name."""
-    return {table: int(db.fetch_value(f"SELECT count(*) FROM {table}")) for table in TABLES}
+    tables = re.findall(r'^CREATE TABLE "?(\w+)', SCHEMA_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: int(db.fetch_value(f"SELECT count(*) FROM {name}")) for name in tables if name != "doomed_files"}
 
 
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
@@ -68,7 +68,7 @@ def find_structure_faults(root: Path) -> list[str]:
             conn.backup(copy)
             copy.text_factory = lambda raw: raw.decode(errors="replace")
             lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
-            lines += _schema_mismatches(copy)
+            lines += _describe(_expected_objects() - _schema_objects(copy))
             if not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter if SQLite's message contains damaged text
@@ -76,32 +76,20 @@ def find_structure_faults(root: Path) -> list[str]:
     return [f"registry.db is damaged: {line}" for line in lines]
 
 
-def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
-    """A line for each table whose columns differ from the current schema's. SQLite ignores the case of names."""
-    if schema_version(conn) != SCHEMA_VERSION:
-        return []
-    expected = _expected_columns()
-    differing = [name for name in TABLES if _table_info(conn, name) != expected[name]]
-    return [f"the columns of table {name} differ from the schema's" for name in differing]
-
-
-@cache
-def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
-    with closing(sqlite3.connect(":memory:")) as conn:
-        conn.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
-        return {name: _table_info(conn, name) for name in TABLES}
-
-
-def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
-    return conn.execute(f"PRAGMA table_info({table})").fetchall()
-
-
 def find_schema_differences(root: Path) -> list[str]:
     """A line for each table, index, view and trigger that is missing, changed or not in the current schema."""
-    with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
+    with closing(sqlite3.connect(root / "registry.db")) as conn:
+        return _describe(_schema_objects(conn) ^ _expected_objects())
+
+
+def _describe(objects: set[tuple[str, ...]]) -> list[str]:
+    return sorted({f"its {part[0]} {str(part[1])[:80]} differs from a store's schema" for part in objects})
+
+
+def _expected_objects() -> set[tuple[str, ...]]:
+    with closing(sqlite3.connect(":memory:")) as fresh:
         fresh.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
-        found, expected = _schema_objects(conn), _schema_objects(fresh)
-    return sorted(f"its {part[0]} {str(part[1])[:80]} differs from a store's schema" for part in found ^ expected)
+        return _schema_objects(fresh)
 
 
 def _schema_objects(conn: sqlite3.Connection) -> set[tuple[str, ...]]:

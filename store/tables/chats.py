@@ -84,14 +84,12 @@ class Chats:
         row = self._db.fetch_dict(f"{_SELECT_CHAT} WHERE id = ?", (chat_id,))
         if row is None:
             raise NotFound(f"There is no chat {chat_id}.", hint="it may have been removed; /history lists chats")
-        return _chat_from_row(row)
+        return Chat(**row)
 
     def of_user(self, user_id: int) -> list[Chat]:
         """The user's conversations, newest first."""
-        return [
-            _chat_from_row(row)
-            for row in self._db.fetch_dicts(f"{_SELECT_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))
-        ]
+        rows = self._db.fetch_dicts(f"{_SELECT_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))
+        return [Chat(**row) for row in rows]
 
     def recent_chats(self, limit: int) -> list[RecentChat]:
         """The `limit` newest conversations of all users, newest first, as `of_user` orders them."""
@@ -136,10 +134,6 @@ class Chats:
     def remove(self, chat_id: int) -> None:
         """Remove a conversation if it exists."""
         self._db.execute_write("DELETE FROM chats WHERE id = ?", (chat_id,))
-
-
-def _chat_from_row(row: dict[str, Any]) -> Chat:
-    return Chat(**row)
 
 
 def _message_from_row(row: dict[str, Any], anchors: list[str] | None) -> Message:

@@ -266,11 +266,16 @@ class Items:
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
         """`hash_items` over the whole histories of these users, one after another."""
-        return _sha256_of_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
+        return self.hash_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
 
-    def hash_items(self, items: Sequence[Item]) -> str:
+    def hash_items(self, items: Iterable[Item]) -> str:
         """SHA-256 over key, input, output and time of these items, in this order."""
-        return _sha256_of_items(items)
+        import hashlib
+
+        digest = hashlib.sha256()
+        for item in items:
+            digest.update(json.dumps([item.key, item.input, item.output, item.time]).encode() + b"\n")
+        return digest.hexdigest()
 
     def _ranked_matches(self, text: str, values: dict[str, Any]) -> list[Item]:
         found = self._db.fetch_tuples(_SELECT_MATCHES, values)
@@ -326,12 +331,3 @@ def _conflict_error(faults: list[str]) -> BadInput:
         hint="a stored item cannot be changed: give the changed item a new id",
         faults=tuple(faults[:MAX_FAULTS_SHOWN]),
     )
-
-
-def _sha256_of_items(items: Iterable[Item]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps([item.key, item.input, item.output, item.time]).encode() + b"\n")
-    return digest.hexdigest()

@@ -106,30 +106,27 @@ class Runs:
 
     def all(self, limit: int = 50) -> list[Run]:
         """The `limit` latest runs, newest first."""
-        rows = self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY runs.id DESC LIMIT ?", (limit,))
-        return [self._run_from_row(row) for row in rows]
+        return self._newest_first("TRUE", limit=limit)
 
     def jobs(self, limit: int) -> list[Run]:
         """The `limit` latest runs, newest first, without runs about a single user."""
-        sql = f"{_SELECT_RUN} WHERE runs.user_id IS NULL ORDER BY runs.id DESC LIMIT ?"
-        return [self._run_from_row(row) for row in self._db.fetch_dicts(sql, (limit,))]
+        return self._newest_first("runs.user_id IS NULL", limit=limit)
 
-    def of_kind(self, kind: str, limit: int = 20) -> list[Run]:
-        """The `limit` latest runs of a kind, newest first."""
-        rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.kind = ? ORDER BY runs.id DESC LIMIT ?", (kind, limit))
-        return [self._run_from_row(row) for row in rows]
+    def of_kind(self, kind: str) -> list[Run]:
+        """The 20 latest runs of a kind, newest first."""
+        return self._newest_first("runs.kind = ?", kind, limit=20)
 
     def of_user(self, user_id: int) -> list[Run]:
         """Every run about a user, newest first."""
-        return self._runs_about("user_id", user_id)
+        return self._newest_first("runs.user_id = ?", user_id)
 
     def of_bank(self, bank_id: int) -> list[Run]:
         """Every run about a bank or about users' models on it, newest first."""
-        return self._runs_about("bank_id", bank_id)
+        return self._newest_first("runs.bank_id = ?", bank_id)
 
     def of_evaluation(self, evaluation_id: int) -> list[Run]:
         """Every run about an evaluation, newest first."""
-        return self._runs_about("evaluation_id", evaluation_id)
+        return self._newest_first("runs.evaluation_id = ?", evaluation_id)
 
     def asked_users(self, run_id: int) -> list[User]:
         """The users named in a run's request who still exist, in that order."""
@@ -142,8 +139,8 @@ class Runs:
         sql = "SELECT run_id, unit, step, loss, tokens, seconds FROM steps WHERE run_id = ? ORDER BY rowid"
         return [RunStep(**row) for row in self._db.fetch_dicts(sql, (run_id,))]
 
-    def _runs_about(self, column: str, number: int) -> list[Run]:
-        rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.{column} = ? ORDER BY runs.id DESC", (number,))
+    def _newest_first(self, which: str, *values: object, limit: int = -1) -> list[Run]:
+        rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE {which} ORDER BY runs.id DESC LIMIT ?", (*values, limit))
         return [self._run_from_row(row) for row in rows]
 
     def remove_ended_locks(self) -> None:

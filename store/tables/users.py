@@ -63,7 +63,7 @@ class Users:
         """
         name = check_name(name)
         with self._db.transaction():
-            found = self._find(name)
+            found = self.find(name)
             if found is not None:
                 return found, False
             values = {"name": name, "can_anchor": int(can_anchor), "created": utc_now(), "uuid": os.urandom(16).hex()}
@@ -71,12 +71,17 @@ class Users:
 
     def get(self, name: str) -> User:
         """The user of this name. Raises NotFound, suggesting the nearest names."""
-        found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME_CHARS]))
+        found = self.find(name[: 4 * MAX_NAME_CHARS])
         if found is None:
             near = [quote_text(other) for other in self._similar_names(name[:MAX_NAME_CHARS])]
             hint = did_you_mean(near, (Command("user list"), " shows all users"))
             raise NotFound(f"There is no user {quote_text(name)}.", hint=hint)
         return found
+
+    def find(self, name: str) -> User | None:
+        """The user of this name; None if there is none."""
+        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (unicodedata.normalize("NFC", name),))
+        return user_from_row(found[0]) if found else None
 
     def by_id(self, user_id: int) -> User:
         """The user with this id. Raises NotFound."""
@@ -168,10 +173,6 @@ class Users:
         another reader.
         """
         return self._eraser.erase_user(self.by_id(user_id))
-
-    def _find(self, name: str) -> User | None:
-        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (name,))
-        return user_from_row(found[0]) if found else None
 
     def _similar_names(self, name: str) -> list[str]:
         names = self.names()

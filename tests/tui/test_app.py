@@ -134,12 +134,12 @@ async def test_a_reading_that_fails_is_told_and_the_window_stays(
 async def test_a_failed_job_is_told_on_screens_that_do_not_show_it(
     empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def submit(form: Form) -> dict[str, str]:
-        return {field.name: field.initial_value for field in form.fields}
+    async def submit(dialog: FormDialog) -> dict[str, str]:
+        return {field.name: field.initial_value for field in dialog.form.fields}
 
     async with open_app(empty_store) as (app, pilot):
         told = notices(app)
-        monkeypatch.setattr(app, "show_form", submit)
+        monkeypatch.setattr(app, "push_screen_wait", submit)
         for screen in ("users", "jobs"):
             app.show_screen(screen)
             job = await queue_job_from_form(app, "data import", path="gone.csv")

@@ -72,7 +72,7 @@ def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> 
         Path(options.adapters).expanduser(), entry, name, max_rank=options.max_rank, approximate=options.approximate
     )
     engine = VllmEngine(options.vllm, folders, max_batch=options.max_batch, max_waiting=options.queue, metrics=metrics)
-    return ServedBase(base, folders, engine, VllmFormats())
+    return ServedBase(base, folders, engine, None)
 
 
 def _client_settings(address: str) -> dict[str, Any]:
@@ -106,14 +106,6 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
             hint=("name the base that it serves with ", Flag("base")),
         )
     return name, window
-
-
-class VllmFormats:
-    """JSON answers by vLLM's own grammars."""
-
-    def constraints(self, schema: dict[str, Any], count: int) -> list[None]:
-        """vLLM gets the schema with the request."""
-        return [None] * count
 
 
 class VllmEngine:

@@ -27,7 +27,7 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 from mta_cli.tui.dialogs.eval_form import EVAL_FORM
-from mta_cli.tui.dialogs.form import Form, FormField, FormValues, option_fields, setting_field
+from mta_cli.tui.dialogs.form import Form, FormDialog, FormField, FormValues, option_fields, setting_field
 from mta_cli.tui.dialogs.import_forms import IMPORT_FORM, QUICK_FORM
 from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field
 
@@ -61,7 +61,7 @@ async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | No
     job_form, context = JOB_FORMS[kind], await read_form_context(app)
     form = build_form(job_form, context, app)
     fields = tuple(replace(field, initial_value=values.get(field.name, field.initial_value)) for field in form.fields)
-    filled = await app.show_form(replace(form, fields=fields))
+    filled = await app.push_screen_wait(FormDialog(replace(form, fields=fields)))
     if filled is None:
         return None
     request = job_form.make_request(context, filled)

@@ -19,9 +19,9 @@ from textual.widgets import DataTable, Static
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.bank.ladder import LADDER_KEY
 from mta_cli.pipeline.evaluation.ladder_text import verdict_lines
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import NO_VALUE, pluralise
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import MISSING_VALUE, block_text, format_signed, line_text
+from mta_cli.tui.text import block_text, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
 from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
@@ -85,7 +85,7 @@ class BankScreen(BaseScreen):
             "m", "focus_widget('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"
         ),
         Binding("t", "focus_widget('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
-        Binding("n", "build", "Build", id="bank.build", tooltip="Build a bank"),
+        Binding("n", "start('bank build')", "Build", id="bank.build", tooltip="Build a bank"),
     ]
 
     def __init__(self) -> None:
@@ -146,10 +146,6 @@ class BankScreen(BaseScreen):
     def action_focus_widget(self, widget: str) -> None:
         """Focus the map or the table."""
         self.query_one(f"#{widget}").focus()
-
-    def action_build(self) -> None:
-        """Show the form of a bank build."""
-        self.open_job_form("bank build")
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Select on the map the anchor under the table's cursor."""
@@ -247,10 +243,7 @@ def _read_bank_snapshot(
 
     banks = sorted((b for b in reg.banks.all() if task in (None, b.task)), key=lambda bank: -bank.id)
     ready = [bank for bank in banks if bank.status == "ready"]
-    try:
-        user = reg.users.get(name) if name is not None else None
-    except NotFound:
-        user = None
+    user = reg.users.find(name) if name is not None else None
     order = [*(bank for bank in banks if bank.id == number), *ready, *banks]
     if follow and user is not None:
         tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]
@@ -268,11 +261,11 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
     loss = f"{_loss(anchor.loss_first)} → {_loss(anchor.loss_last)}" if anchor.digest else "not trained"
     numbers = (
         str(anchor.cluster_size),
-        MISSING_VALUE if nearest is None else f"{nearest:,}",
+        NO_VALUE if nearest is None else f"{nearest:,}",
         str(anchor.items),
         loss,
         f"{use.user_count:,}",
-        f"{use.weight:.2f}" if use.user_count else MISSING_VALUE,
+        f"{use.weight:.2f}" if use.user_count else NO_VALUE,
         format_signed(use.heldout_gain),
     )
     name = line_text(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
@@ -309,4 +302,4 @@ def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> T
 
 
 def _loss(value: float | None) -> str:
-    return MISSING_VALUE if value is None else f"{value:.2f}"
+    return NO_VALUE if value is None else f"{value:.2f}"

@@ -17,6 +17,7 @@ from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
+    from mta_cli.tui.workers.job_queue import Job
 
 MIN_PALETTE_WIDTH = 100  # columns
 USER_MARK = "●"  # marks the selected user in the bar, in the table of users and on the map
@@ -136,12 +137,17 @@ class BaseScreen(Screen[None]):
         return self.mta_app.selected_user, self.mta_app.store_changes
 
     @work(group="stays", exit_on_error=False)
-    async def open_job_form(self, kind: str) -> None:
-        """Show the form of a kind of job; if it is submitted, queue the job and show the Jobs screen."""
+    async def action_start(self, kind: str, **values: str) -> None:
+        """Show the form of a kind of job, filled with `values`; if it is submitted, queue the job."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
-        if await queue_job_from_form(self.mta_app, kind) is not None:
-            self.mta_app.show_screen("jobs")
+        job = await queue_job_from_form(self.mta_app, kind, **values)
+        if job is not None:
+            self.show_queued_job(job)
+
+    def show_queued_job(self, job: Job) -> None:
+        """Show a job that was started from this screen: on the Jobs screen, unless a screen shows it itself."""
+        self.mta_app.show_screen("jobs")
 
     def update_tab_bar(self) -> None:
         """Show the selected user and the running job."""

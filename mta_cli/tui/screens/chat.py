@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
 from textual.widgets import Input, OptionList, Static
 
-from mta_cli.errors import MtaError, NotFound
+from mta_cli.errors import MtaError
 from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_text
@@ -391,14 +391,11 @@ def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
     """The number of labels of each of the user's tasks; None without a user or if the user was removed."""
     from mta_cli.pipeline.data.tasks import find_task
 
-    if name is None:
-        return None
-    try:
-        tasks = [task for task, _, _ in reg.users.tasks_of_user(reg.users.get(name).id)]
-    except NotFound:
+    user = reg.users.find(name) if name is not None else None
+    if user is None:
         return None
     counts = {}
-    for task in tasks:
+    for task, _, _ in reg.users.tasks_of_user(user.id):
         try:
             counts[task] = len(find_task(reg, task).labels)
         except MtaError:  # the task's definition is missing or damaged; asking a question shows the error

@@ -15,8 +15,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.widgets import OptionList, Static
 
-from mta_cli.errors import NotFound
 from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
+from mta_cli.pipeline.chat import compare
 from mta_cli.text.formatting import pluralise
 from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
@@ -30,7 +30,6 @@ from mta_cli.tui.workers.chat_turn import ANSWERING, LOADING
 if TYPE_CHECKING:
     from mta_cli.events import ItemKept
     from mta_cli.pipeline.chat.answer import ChatModel
-    from mta_cli.pipeline.chat.compare import Question
     from mta_cli.pipeline.requests import ChatOptions
     from mta_cli.tui.workers.model_worker import WorkerContext
     from store.records import Query, User
@@ -66,7 +65,7 @@ class CompareRequest:
 
     user: str
     task: str | None
-    question: Question
+    question: compare.Question
 
 
 class CompareScreen(AskingScreen):
@@ -283,14 +282,12 @@ class CompareScreen(AskingScreen):
             )
         )
 
-    def _prompt_question(self) -> Question:
+    def _prompt_question(self) -> compare.Question:
         """The question in the prompt; a held-out one while text and task are those of the picked query."""
-        from mta_cli.pipeline.chat.compare import Question
-
         text, query = self.query_one(PromptArea).text, self._picked_query
         if query is not None and query.task == self._prompt_task and clean_text(query.input) == text:
             return _held_out_question(query)
-        return Question(text)
+        return compare.Question(text)
 
     def action_ask_all(self) -> None:
         """Ask all held-out questions of the task, one after another."""
@@ -310,7 +307,9 @@ class CompareScreen(AskingScreen):
         if self._user is None or self.report_if_answering():
             return
         asked = CompareRequest(self._user, self._prompt_task, self._prompt_question())
-        self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
+        self._start_request(
+            asked, lambda model, beside: compare.compare_question(model, asked.question, beside), self._handle_event
+        )
 
     def _ask_all_queries(self, user: str, queries: Sequence[Query]) -> None:
         """Ask these queries of one task one after another, each shown as if it were picked."""
@@ -343,7 +342,7 @@ class CompareScreen(AskingScreen):
             self._handle_event(event)
 
         asked = CompareRequest(user, task, questions[0])
-        self._start_request(asked, lambda model, beside: _ask_in_turn(model, questions, beside), handle)
+        self._start_request(asked, lambda model, beside: compare.compare_queries(model, questions, beside), handle)
 
     def _start_request(self, asked: CompareRequest, ask: AskModel, on_event: Callable[[Event], None]) -> None:
         asking = self.question_options(asked.task)
@@ -408,12 +407,8 @@ class CompareScreen(AskingScreen):
 
 def _read_user_queries(reg: Registry, name: str | None) -> UserQueries | None:
     """A user's tasks and held-out queries; None without a user or if the user was removed."""
-    if name is None:
-        return None
-
-    try:
-        user = reg.users.get(name)
-    except NotFound:
+    user = reg.users.find(name) if name is not None else None
+    if user is None:
         return None
     tasks = tuple(task for task, _, _ in reg.users.tasks_of_user(user.id))
     return UserQueries(
@@ -427,22 +422,8 @@ def _query_option_text(query: Query) -> Text:
     )
 
 
-def _held_out_question(query: Query) -> Question:
-    from mta_cli.pipeline.chat.compare import Question
-
-    return Question(query.input, query.gold, query.time, held_out=True)
-
-
-def _ask_one(model: ChatModel, question: Question, beside: Sequence[User]) -> Iterator[Event]:
-    from mta_cli.pipeline.chat.compare import compare_question
-
-    return compare_question(model, question, beside)
-
-
-def _ask_in_turn(model: ChatModel, questions: Sequence[Question], beside: Sequence[User]) -> Iterator[Event]:
-    from mta_cli.pipeline.chat.compare import compare_queries
-
-    return compare_queries(model, questions, beside)
+def _held_out_question(query: Query) -> compare.Question:
+    return compare.Question(query.input, query.gold, query.time, held_out=True)
 
 
 def _run_comparison(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -17,16 +17,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
+from mta_cli.pipeline.overview import Gains, JobRecord, Overview, load_gains, load_overview
 from mta_cli.text.formatting import pluralise
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.entry_list import Entry, EntryList
 from mta_cli.tui.widgets.home_rows import action_line, chat_line, gain_line, job_record_line, window_job_line
 from mta_cli.tui.workers.job_queue import Job, JobUpdated
-
-if TYPE_CHECKING:
-    from mta_cli.pipeline.overview import Gains, JobRecord, Overview
-    from store.registry import Registry
 
 MAX_ENTRIES = 24  # the most entries of a list
 EMPTY_TEXT = "There are no users yet. Begin with one of these:"
@@ -95,7 +92,9 @@ class HomeScreen(BaseScreen):
     async def reload(self) -> None:
         """Read the overview, then the gains, which can take longer."""
         own, user = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs], self.mta_app.selected_user
-        self._overview = await self.mta_app.store_thread.run(partial(_read_overview, own, user))
+        self._overview = await self.mta_app.store_thread.run(
+            lambda reg: load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own, preferred_example=user)
+        )
         self._show_overview(self._overview)
         if self._gains_of != self.mta_app.store_changes:
             self._load_gains(self.mta_app.store_changes)
@@ -103,7 +102,7 @@ class HomeScreen(BaseScreen):
     @work(group="gains", exclusive=True, exit_on_error=False)
     async def _load_gains(self, changes: int) -> None:
         self._gains_of = changes  # so that an error is shown only once
-        self._gains = await self.mta_app.profile_thread.run(_read_gains)
+        self._gains = await self.mta_app.profile_thread.run(lambda reg: load_gains(reg, MAX_ENTRIES))
         self._show_gains()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -132,15 +131,10 @@ class HomeScreen(BaseScreen):
         else:
             self.mta_app.show_screen(target.screen)
 
-    @work(group="stays", exit_on_error=False)
-    async def action_start(self, kind: str) -> None:
-        """Show the form of a job and queue it; its progress is shown here."""
-        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
-
-        job = await queue_job_from_form(self.mta_app, kind)
-        if job is not None:
-            job.on_end = self._notify_job_end
-            self._show_jobs()
+    def show_queued_job(self, job: Job) -> None:
+        """Show the job's progress here."""
+        job.on_end = self._notify_job_end
+        self._show_jobs()
 
     def _notify_job_end(self, job: Job) -> None:
         if not self.is_current and job.state == "done":
@@ -211,18 +205,6 @@ class HomeScreen(BaseScreen):
                 ],
                 title,
             )
-
-
-def _read_overview(own: Sequence[Sequence[int]], user: str | None, reg: Registry) -> Overview:
-    from mta_cli.pipeline.overview import load_overview
-
-    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own, preferred_example=user)
-
-
-def _read_gains(reg: Registry) -> Gains | None:
-    from mta_cli.pipeline.overview import load_gains
-
-    return load_gains(reg, MAX_ENTRIES)
 
 
 def _summary(overview: Overview) -> str:

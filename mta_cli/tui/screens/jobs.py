@@ -23,7 +23,7 @@ from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
 from mta_cli.text.formatting import pluralise
 from mta_cli.tui.dialogs.basic import ChoiceDialog
-from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
+from mta_cli.tui.dialogs.job_forms import JOB_FORMS
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text
 from mta_cli.tui.widgets import job_row
@@ -157,13 +157,10 @@ step. The height is relative: the percentage says how much the loss changed."""
         if kind is not None:
             self.action_start(kind)
 
-    @work(exit_on_error=False)
-    async def action_start(self, kind: str) -> None:
-        """Show the form of this kind of job; if it is submitted, queue the job."""
-        job = await queue_job_from_form(self.mta_app, kind)
-        if job is not None:
-            self._show_list(select=_job_option_id(job))
-            self.query_one("#list").focus()
+    def show_queued_job(self, job: Job) -> None:
+        """Select the new job in the list."""
+        self._show_list(select=_job_option_id(job))
+        self.query_one("#list").focus()
 
     @work
     async def action_stop(self) -> None:

@@ -123,7 +123,7 @@ class ResultsScreen(BaseScreen):
             show=False,
             tooltip="Show the previous view",
         ),
-        Binding("e", "evaluate", "Evaluate", id="results.evaluate", tooltip="Start an evaluation"),
+        Binding("e", "start('eval run')", "Evaluate", id="results.evaluate", tooltip="Start an evaluation"),
     ]
 
     def __init__(self) -> None:
@@ -200,10 +200,6 @@ class ResultsScreen(BaseScreen):
         """Show the next or the previous view, cyclically."""
         views, order = self.query_one(TabbedContent), list(TABS)
         views.active = order[(order.index(views.active) + step) % len(order)]
-
-    def action_evaluate(self) -> None:
-        """Show the form of an evaluation."""
-        self.open_job_form("eval run")
 
     @property
     def _table(self) -> DataTable[Text]:

@@ -27,6 +27,7 @@ from mta_cli.tui.screens.base import USER_MARK, BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
 from mta_cli.tui.widgets.user_detail import UserPane
+from mta_cli.tui.workers.undo import removal_effects
 from store.queries.user_row import SORT_COLUMNS
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
 VALUE_FORMATS: dict[str, Callable[[Any], str]]
 VALUE_FORMATS = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
-EMPTY_PLAN_VALUES = ("0", "no bank", "none")
 LOOKUP_DELAY_SECONDS = 0.06  # the cursor must rest on a user this long before the detail is read
 
 NO_USERS_HELP = """There are no users yet.
@@ -204,32 +204,22 @@ class UsersScreen(BaseScreen):
             self.mta_app.select_user(name)
             self.mta_app.show_screen(screen)
 
-    @work(group="ask", exit_on_error=False)
-    async def action_adapt(self) -> None:
+    def action_adapt(self) -> None:
         """Show the form of an adaptation of this user; if it is submitted, queue the job."""
-        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
-
-        if (name := self.highlighted_user) is None:
-            return
-        self.mta_app.select_user(name)
-        self._notify_queued(await queue_job_from_form(self.mta_app, "user adapt", users=name))
-
-    @work(group="ask", exit_on_error=False)
-    async def action_start(self, kind: str) -> None:
-        """Show the form of a job that adds users; if it is submitted, queue the job."""
-        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
-
-        self._notify_queued(await queue_job_from_form(self.mta_app, kind))
+        if (name := self.highlighted_user) is not None:
+            self.mta_app.select_user(name)
+            self.action_start("user adapt", users=name)
 
     @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
         """Show what a removal of this user removes, ask, and queue the removal."""
-        from mta_cli.pipeline.users.removal import remove_user
+        from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
 
         if (name := self.highlighted_user) is None:
             return
-        traces = await self.mta_app.store_thread.run(partial(_removal_summary, name))
-        if not await self.mta_app.confirm(f"Remove {name} and all their data? This cannot be undone.\n\n{traces}"):
+        _, effects = await self.mta_app.store_thread.run(lambda reg: removal_effects(plan_user_removal(reg, name)))
+        question = f"Remove {name} and all their data? This cannot be undone.\n\n" + "\n".join(effects)
+        if not await self.mta_app.confirm(question):
             return
 
         def make(reg: Registry) -> Iterator[Event]:
@@ -336,9 +326,9 @@ class UsersScreen(BaseScreen):
         self._shown_user = name
         pane.show_user(user, items)
 
-    def _notify_queued(self, job: Job | None) -> None:
-        if job is not None:
-            self.notify(f"{job.title}: queued; press 4 to see it in Jobs", markup=False)
+    def show_queued_job(self, job: Job) -> None:
+        """Show a notification, because the job changes this screen when it ends."""
+        self.notify(f"{job.title}: queued; press 4 to see it in Jobs", markup=False)
 
     def _handle_removal_end(self, job: Job) -> None:
         if job.error is not None:
@@ -374,13 +364,3 @@ def _read_table_state(
 def _count_label(found: _TableState, task: str | None) -> str:
     number = f"{found.total:,}" if found.matching == found.total else f"{found.matching:,} of {found.total:,}"
     return f"{number} of task {task}" if task is not None else number
-
-
-def _removal_summary(name: str, reg: Registry) -> str:
-    from mta_cli.events import JobPlan
-    from mta_cli.pipeline.users.removal import plan_user_removal
-
-    plans = (event for event in plan_user_removal(reg, name) if isinstance(event, JobPlan))
-    return "\n".join(
-        f"{line.name}: {line.value}" for plan in plans for line in plan.lines[1:] if line.value not in EMPTY_PLAN_VALUES
-    )

@@ -37,33 +37,25 @@ def progress_line(progress: ProgressState) -> str:
 
 def job_list_entry(job: Job, width: int) -> Text:
     """The list entry of a job of this window: its title, and below it its progress."""
-    shown = Text()
-    shown.append_text(
-        _truncate_text(
-            line_text(f"{STATE_MARKS[job.state]} {job.kind} · {job.title}", STATE_STYLES.get(job.state, "")), width
-        )
-    )
-    shown.append("\n")
-    shown.append("  ").append_text(
-        _truncate_text(line_text(_job_status_line(job, width - 2), "dim" if job.finished else ""), width - 2)
-    )
-    return shown
+    title = line_text(f"{STATE_MARKS[job.state]} {job.kind} · {job.title}", STATE_STYLES.get(job.state, ""))
+    return _list_entry(title, _job_status_line(job, width - 2), "dim" if job.finished else "", width)
 
 
 def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     """The list entry of an interrupted job: its title, and below it how far it got."""
-    shown = Text()
-    shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))
-    shown.append("\n")
     why = f" · {one.error}" if one.error and one.error != "stopped" else ""
-    shown.append("  ").append_text(_truncate_text(line_text(f"interrupted: {one.detail}{why}", "dim"), width - 2))
-    return shown
+    title = line_text(f"↻ {one.kind} · {one.title}", "bold")
+    return _list_entry(title, f"interrupted: {one.detail}{why}", "dim", width)
 
 
 def other_process_list_entry(what: str, width: int) -> Text:
     """The list entry of a job of another process."""
-    shown = _truncate_text(line_text(f"↗ {what}", "bold"), width)
-    return Text("\n").join([shown, _truncate_text(line_text("  in another process", "dim"), width)])
+    return _list_entry(line_text(f"↗ {what}", "bold"), "in another process", "dim", width)
+
+
+def _list_entry(title: Text, below: str, style: str, width: int) -> Text:
+    rows = (_truncate_text(title, width), Text("  "), _truncate_text(line_text(below, style), width - 2))
+    return Text.assemble(rows[0], "\n", *rows[1:])
 
 
 def other_process_header(what: str) -> Text:

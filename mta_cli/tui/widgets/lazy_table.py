@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
-from textual import events
+from textual import events, work
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
@@ -73,14 +73,7 @@ class LazyTable(ScrollView, can_focus=True):
     HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "lazy-table--head",
-        "lazy-table--odd",
-        "lazy-table--cursor",
-        "lazy-table--cursor-away",
-        "lazy-table--good",
-        "lazy-table--bad",
-        "lazy-table--quiet",
-        "lazy-table--chosen",
+        f"lazy-table--{name}" for name in ("head", "odd", "cursor", "cursor-away", "good", "bad", "quiet", "chosen")
     }
     DEFAULT_CSS = """
     LazyTable {
@@ -157,11 +150,6 @@ class LazyTable(ScrollView, can_focus=True):
         self._load_number = 0
         self._fetching_pages, self._fetch_failed = False, False
         self._last_highlighted: tuple[int, Any] | None = None
-
-    @property
-    def cached_row_count(self) -> int:
-        """The number of rows in memory."""
-        return sum(map(len, self._pages.values()))
 
     @property
     def cursor_row(self) -> Any | None:
@@ -298,15 +286,13 @@ class LazyTable(ScrollView, can_focus=True):
     def _request_missing_pages(self) -> None:
         if not self._fetching_pages and not self._fetch_failed:
             self._fetching_pages = True
-            self.call_later(self._start_fetching)
+            self.call_later(self._fetch_visible_pages)
 
-    def _start_fetching(self) -> None:
-        self.run_worker(self._fetch_visible_pages(), group="rows", exit_on_error=False)
-
+    @work(group="rows", exit_on_error=False)
     async def _fetch_visible_pages(self) -> None:
         """Fetch missing pages, always the ones that are visible by then, so that pages scrolled past are skipped."""
         try:
-            while (page := self._next_missing_page()) is not None:
+            while (page := next((page for page in self._visible_pages() if page not in self._pages), None)) is not None:
                 load = self._load_number
                 rows = await self._fetch(page * PAGE_ROWS, PAGE_ROWS)
                 if load == self._load_number:
@@ -321,17 +307,13 @@ class LazyTable(ScrollView, can_focus=True):
             self._fetching_pages = False
 
     def _visible_pages(self) -> range:
-        """The pages of the visible rows and of the cursor, which differ after scrolling with the wheel."""
+        """The pages of the visible rows, which the cursor may have left by scrolling with the wheel."""
         top = self.scroll_offset.y
         last = min(top + self._visible_row_count, self.row_count) - 1
-        return range(top // PAGE_ROWS, max(last, 0) // PAGE_ROWS + 1)
-
-    def _next_missing_page(self) -> int | None:
-        pages = self._visible_pages() if self.row_count else range(0)
-        return next((page for page in pages if page not in self._pages), None)
+        return range(top // PAGE_ROWS, last // PAGE_ROWS + 1)
 
     def _evict_far_pages(self) -> None:
-        middle = self._visible_pages()[0]
+        middle = self.scroll_offset.y // PAGE_ROWS
         for page in sorted(self._pages, key=lambda page: abs(page - middle))[MAX_CACHED_PAGES:]:
             del self._pages[page]
 

@@ -16,7 +16,8 @@ from textual.containers import VerticalScroll
 from textual.geometry import Size
 from textual.widget import Widget
 
-from mta_cli.tui.text import MISSING_VALUE, line_text
+from mta_cli.text.formatting import NO_VALUE
+from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.answers import RIGHT, WRONG
 from mta_cli.tui.widgets.charts.canvas import truncate_line
 
@@ -51,7 +52,7 @@ def answer_mark(metrics: Mapping[str, float]) -> StripMark:
         return StripMark(RIGHT, "good") if metrics["mae"] == 0.0 else StripMark(str(min(max(off, 1), 9)), "bad")
     if "rouge_1" in metrics:
         return StripMark(BLOCKS[min(int(metrics["rouge_1"] * len(BLOCKS)), len(BLOCKS) - 1)], "score")
-    return StripMark(MISSING_VALUE, "pending")
+    return StripMark(NO_VALUE, "pending")
 
 
 def format_score(score: Mapping[str, Any]) -> str:

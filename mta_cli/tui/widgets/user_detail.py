@@ -11,9 +11,9 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.text.formatting import format_bytes, loss_verdict, pluralise
+from mta_cli.text.formatting import NO_VALUE, format_bytes, loss_verdict, pluralise
 from mta_cli.text.printable import clean_line
-from mta_cli.tui.text import MISSING_VALUE, line_text
+from mta_cli.tui.text import format_short, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.charts.canvas import truncate_line
 from mta_cli.tui.widgets.charts.recipe_bar import RecipeBar, RecipePart
@@ -34,7 +34,6 @@ SECTION_TITLES = {
 }
 
 SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
-    "recipe": RecipeBar,
     "loss": LabelledSparkline,
     "results": BarChart,
 }
@@ -76,7 +75,7 @@ class UserPane(VerticalScroll):
         self.query_one("#head-recipe", Static).update(
             line_text(SECTION_TITLES["recipe"] if user.recipe is not None else "Nearest anchors", "bold")
         )
-        self.query_one("#recipe", RecipeBar).show_parts(parts)
+        self.query_one("#recipe", Static).update(RecipeBar(parts))
         self.query_one("#loss", LabelledSparkline).show_values(shown_losses(user))
         self.query_one("#results", BarChart).show_bars(result_bars(user.results))
         self.query_one("#runs", Static).update(run_lines(user.runs))
@@ -146,16 +145,16 @@ def recipe_parts(user: UserDetail) -> list[RecipePart]:
     """The parts of the user's recipe by weight; without a recipe, the nearest anchors."""
     if user.recipe is None:
         near = [one for one in user.anchors if one.similarity is not None][:MAX_ANCHORS_SHOWN]
-        return [RecipePart(one.place, _anchor_label(one), None, format_two_decimals(one.similarity)) for one in near]
+        return [RecipePart(one.place, _anchor_label(one), None, format_short(one.similarity)) for one in near]
     return weighted_parts(user.anchors, user.task_adapter_share)
 
 
 def weighted_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
     """The anchors with a weight, the largest first, and the task adapter's share."""
     weighed = sorted((one for one in anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
-    parts = [RecipePart(one.place, _anchor_label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
+    parts = [RecipePart(one.place, _anchor_label(one), one.weight, format_short(one.weight)) for one in weighed]
     if task_adapter_share is not None:
-        share = format_two_decimals(task_adapter_share)
+        share = format_short(task_adapter_share)
         parts.append(RecipePart(None, "task adapter", max(task_adapter_share, 0.0), share))
     return parts
 
@@ -185,9 +184,7 @@ def results_head(results: Results) -> Text:
 def result_bars(results: Results | None) -> list[Bar]:
     """A bar for each method of an evaluation, with the user's score."""
     methods = results.methods if results is not None else ()
-    return [
-        Bar(clean_line(one.method), one.value, f"{format_two_decimals(one.value)} of {one.answers}") for one in methods
-    ]
+    return [Bar(clean_line(one.method), one.value, f"{format_short(one.value)} of {one.answers}") for one in methods]
 
 
 def run_lines(runs: Sequence[Run]) -> Text:
@@ -215,12 +212,4 @@ def history_lines(items: Sequence[Item], total: int) -> Text:
 
 def format_time(time: str | None) -> str:
     """A time to the minute; a text in another form is cut to the same length."""
-    return clean_line((time or "").replace("T", " "))[:16] or MISSING_VALUE
-
-
-def format_two_decimals(value: float | None) -> str:
-    """Two decimals, without the zero before the point: .12."""
-    if value is None or value != value:
-        return MISSING_VALUE
-    shown = f"{value:.2f}".replace("-", "−")
-    return shown.replace("0.", ".", 1) if shown.lstrip("−").startswith("0.") else shown
+    return clean_line((time or "").replace("T", " "))[:16] or NO_VALUE

@@ -51,7 +51,7 @@ class ActiveRequest:
         def end_current(error: BaseException | None) -> None:
             if self._request is request:
                 self._request = None
-                on_end(error, request.stop_requested)
+                on_end(error, request.stop.is_set())
 
         def pass_current(event: Event) -> None:
             if self._request is request:
@@ -63,7 +63,7 @@ class ActiveRequest:
         """End the request after the current event. Returns whether there was one."""
         if self._request is None:
             return False
-        self._request.request_stop()
+        self._request.stop.set()
         return True
 
     def discard_request(self) -> None:

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,28 +84,22 @@ class WorkerContext:
         return resolve_model(name, "base")
 
 
+@dataclass(eq=False)
 class ModelRequest:
-    """Work for the model's thread: a function that generates events, and the callbacks for them."""
+    """Work for the model's thread: a function that generates events, and the callbacks for them.
 
-    def __init__(
-        self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
-    ) -> None:
-        self.generate_events, self.on_event, self.on_end = generate_events, on_event, on_end
-        self._stop = threading.Event()
+    Once `stop` is set, the request ends after the current event.
+    """
+
+    generate_events: Callable[[WorkerContext], Iterator[Event]]
+    on_event: OnEvent
+    on_end: OnEnd
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def handle_events(self, events: list[Event]) -> None:
         """Call `on_event` for each of several events, in the window's thread."""
         for event in events:
             self.on_event(event)
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether the request was asked to stop."""
-        return self._stop.is_set()
-
-    def request_stop(self) -> None:
-        """Stop the request after the current event."""
-        self._stop.set()
 
 
 class ModelWorker:
@@ -149,7 +144,7 @@ class ModelWorker:
     def close(self) -> None:
         """Stop all requests after the current event, then end the thread, without waiting."""
         for request in self._open_requests:
-            request.request_stop()
+            request.stop.set()
         self._queue.put(None)
 
     def _answer_requests(self) -> None:
@@ -176,13 +171,13 @@ class ModelWorker:
 
     def _buffer_events(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
         """Put the request's events into `buffer` until it ends or is stopped, or the window closes."""
-        if request.stop_requested:
+        if request.stop.is_set():
             return
         worker = get_current_worker()
         with closing(request.generate_events(context)) as events:  # type: ignore[type-var]
             for event in events:
                 buffer.put(event)
-                if request.stop_requested or worker.is_cancelled:
+                if request.stop.is_set() or worker.is_cancelled:
                     return
 
     def _end_request(self, request: ModelRequest, error: BaseException | None, buffer: EventBuffer) -> None:

@@ -1,9 +1,8 @@
-"""Undoes keeping an answer as a history item. Knows no widget."""
+"""Undoes keeping an answer as a history item, and lists what a removal removes along. Knows no widget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, ItemKept, JobPlan
@@ -11,25 +10,21 @@ from mta_cli.events import Event, ItemKept, JobPlan
 if TYPE_CHECKING:
     from store.registry import Registry
 
-NOTHING_VALUES = ("0", "no bank")
+NOTHING_VALUES = ("0", "no bank", "none")
 
 
-@dataclass(frozen=True)
-class UndoPlan:
-    """What undoing removes: the item, in one line, and the parts that were made from it since."""
-
-    item: str
-    effects: tuple[str, ...]
+def removal_effects(events: Iterable[Event]) -> tuple[str, list[str]]:
+    """From the plan of a removal: what it removes, in one line, and a line for each part that goes along."""
+    first, *rest = next(event for event in events if isinstance(event, JobPlan)).lines
+    return first.value, [f"{line.name}: {line.value}" for line in rest if line.value not in NOTHING_VALUES]
 
 
-def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
-    """What `undo` would remove. Raises NotFound if the user or the item no longer exists."""
+def plan_undo(reg: Registry, kept: ItemKept) -> tuple[str, list[str]]:
+    """The item that `undo` would remove, and what was made from it. Raises NotFound if user or item is gone."""
     from mta_cli.pipeline.users.removal import plan_item_removal
 
-    events = plan_item_removal(reg, kept.user, [kept.name], task=kept.task)
-    first, *rest = next(event for event in events if isinstance(event, JobPlan)).lines
-    effects = tuple(f"{line.name}: {line.value}" for line in rest if line.value not in NOTHING_VALUES)
-    return UndoPlan(f"{kept.user}, {first.value}", effects)
+    item, effects = removal_effects(plan_item_removal(reg, kept.user, [kept.name], task=kept.task))
+    return f"{kept.user}, {item}", effects
 
 
 def undo(reg: Registry, kept: ItemKept) -> Iterator[Event]:

@@ -106,10 +106,4 @@ def test_a_column_in_another_letter_case_is_named_before_it_answers(full: Regist
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute("UPDATE sqlite_master SET sql = replace(sql, 'created TEXT', 'cReated TEXT') WHERE name = 'banks'")
     conn.close()
-    assert find_structure_faults(full.root) == [
-        "registry.db is damaged: the columns of table banks differ from the schema's"
-    ]
-    with sqlite3.connect(full.root / "registry.db") as conn:
-        conn.execute("PRAGMA user_version = 5")
-    conn.close()
-    assert find_structure_faults(full.root) == [], "an earlier schema has other columns"
+    assert find_structure_faults(full.root) == ["registry.db is damaged: its table banks differs from a store's schema"]

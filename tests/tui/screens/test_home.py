@@ -251,10 +251,10 @@ async def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
 async def test_what_was_measured_is_read_again_only_after_a_change(
     used_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mta_cli.pipeline import overview
+    from mta_cli.tui.screens import home
 
-    reads, load = [], overview.load_gains
-    monkeypatch.setattr(overview, "load_gains", lambda *rest: reads.append(1) or load(*rest))
+    reads, load = [], home.load_gains
+    monkeypatch.setattr(home, "load_gains", lambda *rest: reads.append(1) or load(*rest))
 
     async with open_app(used_store) as (app, pilot):
         for _ in range(2):
@@ -270,10 +270,10 @@ async def test_what_was_measured_is_read_again_only_after_a_change(
 
 
 async def test_a_long_reading_of_answers_holds_up_no_screen(used_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.pipeline import overview
+    from mta_cli.tui.screens import home
 
-    gate, load = threading.Event(), overview.load_gains
-    monkeypatch.setattr(overview, "load_gains", lambda *rest: gate.wait(PATIENCE) and load(*rest))
+    gate, load = threading.Event(), home.load_gains
+    monkeypatch.setattr(home, "load_gains", lambda *rest: gate.wait(PATIENCE) and load(*rest))
 
     app = MtaApp(used_store, Settings.load(used_store))
     async with app.run_test(size=(80, 24)) as pilot:

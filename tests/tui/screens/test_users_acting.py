@@ -12,7 +12,8 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobResult
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
-from mta_cli.tui.screens.users import EMPTY_PLAN_VALUES, UsersScreen
+from mta_cli.tui.screens.users import UsersScreen
+from mta_cli.tui.workers.undo import NOTHING_VALUES
 from store.registry import Registry
 from tests.tui.driving import PATIENCE, open_app, screen_text, settled, until
 from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_screen_alone
@@ -46,7 +47,7 @@ async def test_removing_says_what_goes_asks_and_leaves_no_trace(demo_store: Path
         await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         text = screen_text(app)
         assert "Remove ida" in text and "history items: 3" in text and "stacks: 1" in text
-        assert not any(f": {value}\n" in text for value in EMPTY_PLAN_VALUES)
+        assert not any(f": {value}\n" in text for value in NOTHING_VALUES)
         await pilot.press("n")
         await settled(app, pilot)
         assert names(app) == EVERYBODY and not app.job_queue.jobs

@@ -92,7 +92,7 @@ async def quiet(app: Hall, pilot: Pilot[None]) -> None:
 
 async def test_a_million_rows_need_one_page() -> None:
     async with hall() as (app, _):
-        assert app.fetched == [0] and app.table.cached_row_count == PAGE_ROWS
+        assert app.fetched == [0] and sum(map(len, app.table._pages.values())) == PAGE_ROWS
         lines = app.lines()
         assert lines[0].split() == ["name", "items", "task", "bytes"]
         assert lines[1].split() == ["person", "0", "0", "free", "7", "B"] and lines[10].split()[1] == "9"
@@ -123,7 +123,7 @@ async def test_only_pages_in_view_are_fetched_and_few_are_kept() -> None:
         for place in range(0, 50_000, 2_500):
             app.table.cursor = place
             await quiet(app, pilot)
-        assert app.table.cached_row_count == MAX_CACHED_PAGES * PAGE_ROWS
+        assert sum(map(len, app.table._pages.values())) == MAX_CACHED_PAGES * PAGE_ROWS
         assert app.table.cursor_row == 47_500 and len(app.fetched) <= 40
 
 
@@ -166,7 +166,9 @@ async def test_rows_of_an_earlier_load_are_dropped() -> None:
         app.wait.set()
         await asyncio.gather(slow, latest)
         await quiet(app, pilot)
-        assert (app.table.row_count, app.table.cursor) == (9, 8) and app.table.cached_row_count == PAGE_ROWS
+        assert (app.table.row_count, app.table.cursor) == (9, 8) and sum(
+            map(len, app.table._pages.values())
+        ) == PAGE_ROWS
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

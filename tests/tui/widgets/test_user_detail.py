@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, Results, UserDetail
+from mta_cli.tui.text import format_short
 from mta_cli.tui.widgets.user_detail import (
     MAX_ANCHORS_SHOWN,
     format_time,
-    format_two_decimals,
     history_lines,
     recipe_parts,
     result_bars,
@@ -132,7 +132,7 @@ def test_history_is_a_line_an_item_and_says_what_is_left() -> None:
     ],
 )
 def test_numbers_have_two_decimals(value: float | None, shown: str) -> None:
-    assert format_two_decimals(value) == shown
+    assert format_short(value) == shown
 
 
 def test_times_are_short() -> None:

@@ -271,8 +271,8 @@ async def test_a_request_ends_where_it_is_stopped_and_the_next_one_begins(tmp_pa
     async with host(tmp_path) as (app, pilot):
         request = app.model_worker.submit_request(endless, told.append, lambda error: None)
         waiting = app.model_worker.submit_request(endless, told.append, lambda error: None)
-        waiting.request_stop()
+        waiting.stop.set()
         await until(pilot, lambda: bool(told))
-        request.request_stop()
+        request.stop.set()
         await until(pilot, lambda: not app.model_worker.has_pending_requests)
         assert closed == [True]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 DOTS_PER_CELL_X, DOTS_PER_CELL_Y = 2, 4  # dots of a cell
 BRAILLE_BASE = 0x2800
@@ -31,8 +29,6 @@ class BrailleGrid:
         """The density of each cell from 0 (one point in a sparse plot) to 3, on a logarithmic scale; -1 for an empty
         cell.
         """
-        import numpy as np
-
         most = max(int(self.counts.max(initial=0)), MIN_PEAK_COUNT)
         found = np.floor(LEVELS * np.log1p(self.counts) / np.log1p(most)).astype(int)
         return np.where(self.counts > 0, np.clip(found, 0, LEVELS - 1), -1)
@@ -40,8 +36,6 @@ class BrailleGrid:
 
 def braille_grid(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> BrailleGrid:
     """Draw points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) on a grid of cells."""
-    import numpy as np
-
     cells = (rows // DOTS_PER_CELL_Y) * width + columns // DOTS_PER_CELL_X
     bits = np.array(DOT_BITS, np.uint8)[rows % DOTS_PER_CELL_Y, columns % DOTS_PER_CELL_X]
     masks = np.zeros(width * height, np.uint8)

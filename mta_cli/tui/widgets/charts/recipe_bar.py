@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions
 from rich.text import Text
-from textual.geometry import Size
-from textual.widget import Widget
 
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
 from mta_cli.tui.widgets.charts.canvas import truncate_line
@@ -76,26 +74,12 @@ def proportional_widths(values: Sequence[float], width: int) -> list[int]:
     return cells
 
 
-class RecipeBar(Widget):
-    """The bar of a recipe with a legend below it."""
+@dataclass(frozen=True)
+class RecipeBar:
+    """The bar of a recipe with a legend below it, as wide as the widget that shows it."""
 
-    DEFAULT_CSS = """
-    RecipeBar { height: auto; width: 1fr; }
-    """
+    parts: Sequence[RecipePart]
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._parts: tuple[RecipePart, ...] = ()
-
-    def show_parts(self, parts: Sequence[RecipePart]) -> None:
-        """Replace the parts of the recipe."""
-        self._parts = tuple(parts)
-        self.refresh(layout=True)
-
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """The number of lines of bar and legend at this width."""
-        return len(recipe_lines(self._parts, width))
-
-    def render(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """The bar and the legend at the current width."""
-        return Text("\n").join(recipe_lines(self._parts, self.size.width))
+        yield Text("\n").join(recipe_lines(self.parts, options.max_width))

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.cells import cell_len
 from rich.text import Text
 from textual import events
@@ -25,9 +27,6 @@ from mta_cli.tui.widgets.charts.plot import Plot
 from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mta_cli.pipeline.bank.user_map import UserMap
 
 USER_CHAR, NEIGHBOUR_CHAR = "●", "○"
@@ -180,8 +179,6 @@ class UserMapView(Plot, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """Select the clicked anchor, or send a message about the clicked user."""
-        import numpy as np
-
         offset = event.get_content_offset(self)
         if offset is None or self._user_map is None or not len(self._user_map.user_ids):
             return
@@ -215,8 +212,6 @@ class UserMapView(Plot, can_focus=True):
         self, places: NDArray[np.float32], width: int, height: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The braille dot (column, row) of each point, from the top left; one cell at each edge stays free."""
-        import numpy as np
-
         assert self._user_map is not None
         low, high = self._user_map.points.min(axis=0), self._user_map.points.max(axis=0)
         part = np.where(high > low, (places - low) / np.where(high > low, high - low, 1), 0.5)
@@ -226,8 +221,6 @@ class UserMapView(Plot, can_focus=True):
         return np.minimum(columns, width * DOTS_PER_CELL_X - 1), np.minimum(rows, height * DOTS_PER_CELL_Y - 1)
 
     def _cell_positions(self, places: Sequence[tuple[float, float]], width: int, height: int) -> list[tuple[int, int]]:
-        import numpy as np
-
         columns, rows = self._dot_positions(np.array(places, np.float32).reshape(-1, 2), width, height)
         return list(zip((columns // DOTS_PER_CELL_X).tolist(), (rows // DOTS_PER_CELL_Y).tolist(), strict=True))
 
@@ -239,8 +232,6 @@ class UserMapView(Plot, can_focus=True):
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
     def _draw_users(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        import numpy as np
-
         columns, rows = self._dot_positions(user_map.points, width, height)
         if len(user_map.user_ids) * SPARSE_CELLS_PER_USER <= width * height:
             self._draw_few_users(canvas, user_map, columns // DOTS_PER_CELL_X, rows // DOTS_PER_CELL_Y)
@@ -267,8 +258,6 @@ class UserMapView(Plot, can_focus=True):
             canvas.write_char(*cell, SPARSE_CHARS[min(users[cell], len(SPARSE_CHARS)) - 1], style)
 
     def _draw_links(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        import numpy as np
-
         lit = self._highlighted_user
         here = user_map.locate_user(lit.user_id) if lit is not None else None
         weighed = [part for part in lit.recipe if part.number is not None and part.weight] if lit is not None else []
@@ -353,8 +342,6 @@ def _line_dots(
     columns: NDArray[np.int64], rows: NDArray[np.int64], level: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The braille dots of a line: two lines if `level` is strong, every third dot if faint."""
-    import numpy as np
-
     steps = int(max(abs(columns[1] - columns[0]), abs(rows[1] - rows[0]))) + 1
     line_columns = np.rint(np.linspace(columns[0], columns[1], steps)).astype(int)
     line_rows = np.rint(np.linspace(rows[0], rows[1], steps)).astype(int)
