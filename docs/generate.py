@@ -57,6 +57,8 @@ def _stacks_page() -> str:
         made["arms_table"]("tags-rate", ("alone", "shown")),
         made["arms_table"]("larger", ("alone", "shown")),
         made["arms_table"]("voice", ("alone",)),
+        made["arms_table"]("voice-anchors", ("alone",)),
+        made["arms_table"]("voice-strong", ("alone",)),
         made["arms_table"]("screen", ("alone", "shown")),
         made["curves_table"]("passes"),
         made["stopping_line"]("passes"),

@@ -41,7 +41,7 @@ def test_a_row_with_a_time_that_python_cannot_hold_is_kept() -> None:
     raw = parquet({"user": ["ann", "ann"], "input": ["a", "b"], "output": ["c", "d"], "time": days, "seen": moments})
     findings = ParseFindings()
     rows = list(read_rows(io.BytesIO(raw), "f", findings))
-    assert rows[0][1]["seen"] == "1970-01-01 00:00:00.000001001"
+    assert rows[0][1]["seen"].replace("T", " ") == "1970-01-01 00:00:00.000001001"  # pandas, if it is there, writes a T
     found = list(parse_rows(rows, "free", findings, staged(), keep_untimed=True))
     assert [record.item.time for record in found] == [None, "1970-01-02"]
     assert "'10000-01-01' is not an ISO 8601 date" in findings.unread_time_example
