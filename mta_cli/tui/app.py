@@ -40,8 +40,9 @@ def _make_screen(name: str) -> Screen[Any]:
     return screen_class(name)()
 
 
-# By this private table Textual reads Alt and a digit as a character of a Mac keyboard ("¡" for 1). Without the entries
-# it is a key, which shows a screen while typing too. If Textual drops the table, digits outside inputs still do.
+# By this private table Textual reads Alt and a digit as a character of a Mac keyboard ("¡" for Alt+1). Without its
+# entries Alt+1 is a key, which can show a screen even while somebody types. If Textual drops the table, a plain digit
+# still shows a screen, but not in an input.
 with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 

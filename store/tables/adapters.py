@@ -96,7 +96,7 @@ class Adapters:
         return _adapter_from_row(row) if row is not None else None
 
     def placements(self, base: str) -> list[str]:
-        """The distinct placements (the layers that carry LoRAs) of a base's adapters."""
+        """The distinct placements (on which layers and tokens LoRAs act) of a base's adapters."""
         sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 

@@ -39,7 +39,10 @@ Key = tuple[int, str, int]
 
 
 def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
-    """A recipe's weights, 12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian."""
+    """A recipe's weights as bytes, which identify what is made with them; the store keeps them as rows.
+
+    12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian.
+    """
     return b"".join(_WEIGHT_STRUCT.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
 
 

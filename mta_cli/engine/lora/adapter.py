@@ -274,7 +274,10 @@ class AdapterMerger:
         """
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
-            raise UsageError("a LoRA for late tokens only cannot be merged into weights, which act on all tokens")
+            raise UsageError(
+                "a LoRA for late tokens only cannot be merged into weights, which act on all tokens",
+                hint=("train it with ", Flag("placement", "upper")),
+            )
         # 1. undo the earlier adapter; modules of the new one are overwritten below
         self.base.invalidate_caches()
         while self._hooks:

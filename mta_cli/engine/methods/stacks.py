@@ -1,4 +1,4 @@
-"""Stage 3, the user's own stack: a LoRA, trained above the frozen fusion."""
+"""Stage 3, the user's own stack: a LoRA, trained above the frozen fusion. Its defaults stand in `options.py`."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ def differences_by_reference(document: Document, metric: str) -> dict[str, list[
 
 
 def compared_with(document: Document) -> dict[str, str]:
-    """The method with which each method was compared: the reference, or the reference with the method's label
-    memory.
+    """By a method's name, the one that it was compared with: the reference with the same label memory if that was
+    measured, otherwise the reference.
     """
     return {row["b"]: row["a"] for row in document.get("differences", ())}
 

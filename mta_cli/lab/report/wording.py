@@ -53,7 +53,7 @@ def describe_compact_difference(difference: Mapping[str, Any]) -> str:
 
 
 def describe_verdict(difference: Mapping[str, Any]) -> str:
-    """The verdict on a difference in a table's cell; see `EXPLORATORY_NOTE`."""
+    """The verdict on a difference, for a table's cell; `*` marks an exploratory one (`EXPLORATORY_NOTE`)."""
     return difference_verdict(difference) + "*" * is_exploratory(difference)
 
 

@@ -235,7 +235,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
         seed=request.machine.seed,
         pick=request.options.pick,
     )
-    # 3. each replaces a stale anchor; there may be fewer
+    # 3. each new anchor replaces a stale one; if there are fewer new ones, the other stale ones stay
     return [
         replace(
             old,

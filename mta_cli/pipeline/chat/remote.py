@@ -36,7 +36,7 @@ class RemoteConversation:
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
         self._last_ended = ""  # a key of UNFIT_ANSWERS if the last answer is not an example to learn from
-        self._model_asks_task = self._server_truncates = False
+        self._model_asks_task = self._asks_truncation = False
 
     @property
     def prompt_label(self) -> str:
@@ -121,7 +121,7 @@ class RemoteConversation:
     def _load_model_details(self, name: str) -> str:
         about = self._client.model(name)
         self._model_asks_task = about is not None and about.prompt == "task"
-        self._server_truncates = about is not None  # other servers may refuse a parameter that they do not know
+        self._asks_truncation = about is not None  # only of mta's server: another may refuse the unknown parameter
         return "server" if about is None else about.mode
 
     @property
@@ -144,5 +144,5 @@ class RemoteConversation:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         body = {**self._sampling, "model": self._model, "messages": [*system, *messages], "stream": True}
         body |= {"task": self._task} if self._task else {}
-        body |= {"truncation": "auto"} if self._server_truncates else {}
+        body |= {"truncation": "auto"} if self._asks_truncation else {}
         return self._client.stream_chat(body)

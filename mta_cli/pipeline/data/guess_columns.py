@@ -272,7 +272,8 @@ def _without_missing_codes(often: Counter[float]) -> list[float]:
 def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
     """The scale of `scores` and its step: 1 to 5 or 1 to 10 if they lie within, in halves if any score is a half.
 
-    A scale with too many scores gets a larger step, such as 0 to 100 in fives. Empty for fewer than three scores.
+    A scale of more than `MAX_SCORES` points gets a larger step, such as 0 to 100 in fives. Empty for fewer than three
+    `scores`, and for a scale of fewer than three points.
     """
     if len(scores) < 3:
         return (), 0.0

@@ -103,7 +103,7 @@ class ParsedFile:
         return self.findings.users.keys()
 
     def count(self, record: Record, find: FindTask) -> None:
-        """Count a record. An unknown task is added as a fault of the first record that names it."""
+        """Count a record, and its answer if its task has labels (see `require_labels`). An unknown task is added as a fault of the first record that names it."""
         self.counts[record.held_out] += 1
         name = record.item.task
         if name not in self.tasks:

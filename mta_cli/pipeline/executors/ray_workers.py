@@ -165,7 +165,7 @@ class RayExecutor:
         self.workers, self._lost_at_start, self._began = list[Any](), 0, False
         names = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "NodeDiedError")
         self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
-        # ready workers; the others by the reference that they resolve when ready
+        # the ready workers; those that are starting, by the Ray reference of their call of `prepare`
         self._idle, self._pending = list[Any](), dict[Any, Any]()
         self._pieces: Pieces | None = None  # pieces of the base, once a node needs them
 

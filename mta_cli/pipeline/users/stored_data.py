@@ -89,6 +89,7 @@ def find_items(
 
 
 def _profile_entries(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:
+    """Of each stored profile, the embedding of a task's items: task, embedder and number of items, not the vector."""
     embedders = [base for base in reg.models.all() if base.kind == "embedder"]
     entries = []
     for task in tasks:

@@ -236,7 +236,7 @@ class CompareScreen(AskingScreen):
             self.app.copy_to_clipboard(answers.answer_of(answers.selected_key or answers.column_keys[0]))
 
     def action_stop(self) -> None:
-        """Stop the answers; otherwise close the list or leave the prompt."""
+        """Stop the answers; if none is being written, close the list of questions and focus the first answer."""
         if self.stop_answer():
             return
         self.query_one("#questions").remove_class("open")

@@ -32,14 +32,14 @@ class MailReplies:
         self._counts: Counter[str] = Counter()
 
     def add(self, mails: Iterable[Mail]) -> None:
-        """Add the mails of a file. Raises UsageError, with likely addresses, if the user's addresses are unknown."""
+        """Add the mails of a file. Raises UsageError, with likely addresses, if no address was given."""
         for mail in mails:
             self._seen += 1
             for address in dict.fromkeys((mail.sender, *mail.receivers)):
                 if address in self._counts or len(self._counts) < _COUNTED_ADDRESSES:
                     self._counts[address] += 1
             if not self._addresses and self._seen >= SEARCHED_MAILS:
-                self._raise_unknown_user()
+                self._raise_no_address()
             mine = mail.sender in self._addresses
             self._mine += mine
             if mine and not mail.answered:
@@ -50,7 +50,7 @@ class MailReplies:
     def rows(self) -> Iterator[RawRow]:
         """A row for each of the user's replies whose original mail is available. Raises if no mail is from the user."""
         if not self._addresses and self._seen:
-            self._raise_unknown_user()
+            self._raise_no_address()
         if not self._mine and self._seen:
             given = ", ".join(sorted(self._addresses))
             raise BadInput(f"no mail in {self._name} is from {given}", hint=self._frequent_addresses())
@@ -66,7 +66,8 @@ class MailReplies:
                 {"input": question, "output": reply.text, "time": reply.time},
             )
 
-    def _raise_unknown_user(self) -> None:
+    def _raise_no_address(self) -> None:
+        """Ask which address is the user's: none was given."""
         raise UsageError(
             f"which mails in {self._name} are yours?",
             hint=("add ", Flag("me", "ADDRESS"), f"; {self._frequent_addresses()}"),

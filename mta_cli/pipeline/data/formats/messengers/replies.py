@@ -32,7 +32,7 @@ class MessengerReplies:
     def add(self, form: str, messages: Iterable[Message]) -> Iterator[RawRow]:
         """The rows of turns that end among the messages of a file in format `form`.
 
-        Raises UsageError, with likely names, without a name, and BadInput if a name is that of two senders.
+        Raises UsageError, with likely names, if no name was given, and BadInput if a name is that of two senders.
         """
         self._forms[form] = None
         for message in messages:
@@ -40,6 +40,8 @@ class MessengerReplies:
                 yield from self._end_conversation()
                 self._conversation = message.conversation
             self._count(message)
+            if not self._names and self._seen >= SEARCHED_MESSAGES:
+                self._raise_no_name()
             mine = self._is_mine(message)
             self._mine += mine
             answers = message.answered.text if message.answered is not None else None
@@ -57,7 +59,7 @@ class MessengerReplies:
         if not self._seen:
             return
         if not self._names:
-            self._raise_unknown_user()
+            self._raise_no_name()
         if not self._mine and not self._findings.fault_lines:  # else the user's may be the faulty ones
             given = ", ".join(sorted(self._names))
             hint = ("add ", Flag("me", "SENDER"), f", as the file writes it; {self._frequent_senders()}")
@@ -78,8 +80,6 @@ class MessengerReplies:
             shown = message.names[0]
             if shown in self._counts or len(self._counts) < _COUNTED_SENDERS:
                 self._counts[shown] += 1
-        if not self._names and self._seen >= SEARCHED_MESSAGES:
-            self._raise_unknown_user()
 
     def _is_mine(self, message: Message) -> bool:
         own = self._names.intersection(map(fold_name, message.names))
@@ -94,7 +94,8 @@ class MessengerReplies:
             self._shown.add(message.names[0])
         return bool(own)
 
-    def _raise_unknown_user(self) -> None:
+    def _raise_no_name(self) -> None:
+        """Ask which sender is the user: no name was given."""
         raise UsageError(
             f"which messages in {self._file} are yours?",
             hint=("add ", Flag("me", "SENDER"), f"; {self._frequent_senders()}"),
