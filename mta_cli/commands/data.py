@@ -20,7 +20,7 @@ from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import Command, UsageError
 from mta_cli.options import ImportOptions
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.terminal import tables
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.module_scoring import module_label_scores, module_log_likelihoods
-from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_user
+from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_users_rows
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.scoring.token_budget import TokenBudget
 from mta_cli.engine.scoring.tree_scorers import LlamaTreeScorer, ModuleTreeScorer, TreeScorer, group_frozen_loras
@@ -76,7 +76,7 @@ class LlamaBackend:
 
         budget = TokenBudget(self._base)
         lengths, owners = [scorer.tokens_per_pass(tree) for tree, _ in pairs], [user for _, user in pairs]
-        budget.run_batches(pack_by_user(lengths, owners, budget.tokens), run)
+        budget.run_batches(pack_users_rows(lengths, owners, budget.tokens), run)
         return results
 
     def label_scores(

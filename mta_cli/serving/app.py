@@ -111,7 +111,7 @@ class Routes:
                 to, seconds = strangers if is_strangers else log, time.monotonic() - began
                 to.info("%s %s %d %.0f ms, key %s", method, path, status, 1000 * seconds, label)
 
-            if isinstance(response, _Stream):
+            if isinstance(response, _EventStream):
                 response.on_end.append(write_line)
             else:
                 write_line()
@@ -132,9 +132,9 @@ class Routes:
         try:
             response = await handler(request)
         finally:
-            if not isinstance(response, _Stream):
+            if not isinstance(response, _EventStream):
                 self._running[who] -= 1
-        if isinstance(response, _Stream):
+        if isinstance(response, _EventStream):
             response.on_end.append(lambda: self._running.subtract([who]))
         return response
 
@@ -237,7 +237,7 @@ class Routes:
     async def _respond(self, request: Request, runs: list[Running]) -> Response:
         if runs[0].sampling.stream:
             events = self._events(runs[0], request)
-            stream = _Stream(events, sep="\n", ping=PING_SECONDS, send_timeout=SEND_SECONDS)
+            stream = _EventStream(events, sep="\n", ping=PING_SECONDS, send_timeout=SEND_SECONDS)
             stream.on_end.append(lambda: self.service.cancel(runs[0]))
             return stream
         try:
@@ -296,7 +296,7 @@ class Routes:
         return json_response(self._jobs.find(request.path_params["job"], key.id if key else ""))
 
 
-class _Stream(EventSourceResponse):
+class _EventStream(EventSourceResponse):
     """A stream that calls `on_end` when it has ended for any reason."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:

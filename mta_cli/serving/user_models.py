@@ -137,7 +137,7 @@ class UserModels(Generic[W]):
         return user
 
     def require_task(self, name: str, param: str) -> str:
-        """The name of an existing task. Raises ApiError for an unknown one, which names the parameter `param`."""
+        """The name of an existing task. For an unknown one, raises an ApiError that names the parameter `param`."""
         if not self._is_task(name):
             raise invalid(param, f"There is no task {name!r:.100}.")
         return name

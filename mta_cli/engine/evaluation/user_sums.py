@@ -74,7 +74,7 @@ def sum_by_user(
         raise ValueError(f"there is no metric {metric!r}")
     names, places = np.unique(np.asarray(users), return_inverse=True)
     columns = _FAMILIES[metric].columns(answers, golds, labels)
-    rows = np.column_stack([np.ones(len(users)), _column_log_likelihoods(logliks), columns])
+    rows = np.column_stack([np.ones(len(users)), _loglik_column(logliks), columns])
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, places, rows)
     by_user: list[list[str]] = [[] for _ in names]
@@ -119,8 +119,8 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     )
 
 
-def _column_log_likelihoods(logliks: Sequence[float | None]) -> Array:
-    """Log-likelihoods `[queries]`; zeros if there are none."""
+def _loglik_column(logliks: Sequence[float | None]) -> Array:
+    """Log-likelihoods `[queries]`; zeros if there are none. Raises ValueError if only some are known or finite."""
     known = [value for value in logliks if value is not None]
     if not known:
         return np.zeros(len(logliks))

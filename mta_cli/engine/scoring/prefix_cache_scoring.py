@@ -289,8 +289,8 @@ def _prefix_batch_tokens(device: torch.device) -> int:
     return 1 if device.type == "cpu" else device_batch_tokens(device)
 
 
-def pack_by_user(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
-    """The indices of rows in batches of at most `budget` tokens, padding counted, for rows of several users (`owners`).
+def pack_users_rows(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
+    """The indices of several users' rows (`owners`) in batches of at most `budget` tokens, padding counted.
 
     Returns the cheaper of two plans: rows of similar length together, as by `pack_by_length`, which saves padding; or
     all rows of a user side by side, so that they share LoRA factors. A row longer than `budget` is a batch by itself.

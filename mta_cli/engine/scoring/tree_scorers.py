@@ -18,7 +18,7 @@ from mta_cli.engine.scoring.prefix_cache_scoring import (
     PrefixCacheScorer,
     TokenLogLikelihoods,
     pack_by_length,
-    pack_by_user,
+    pack_users_rows,
 )
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 
@@ -133,7 +133,7 @@ def plan_batches(scorer: TreeScorer, rows: Sequence[int], owners: Sequence[int],
     """
     lengths = [scorer.tokens_per_pass(row) for row in rows]
     if scorer.mixes_users:
-        return pack_by_user(lengths, owners, tokens)
+        return pack_users_rows(lengths, owners, tokens)
     by_user = {user: [n for n, owner in enumerate(owners) if owner == user] for user in set(owners)}
     return [
         [own[i] for i in batch]

@@ -243,7 +243,11 @@ def _permute(method: Method) -> Method:
     if method.control_of or method.memory is None or not makes_loras:
         raise UsageError(
             f"there is no method {name!r:.80}",
-            hint=(f"{method.name} has no LoRA of a user's own to permute; ", Command("eval methods"), " lists all"),
+            hint=(
+                f"{_PERMUTED} gives a user another's LoRAs, and {method.name} has none to give; ",
+                Command("eval methods"),
+                " lists all",
+            ),
         )
     about = f"a control: {method.name}, each user with another's LoRAs"
     step = ANOTHERS if method.step == ADAPTED else ""

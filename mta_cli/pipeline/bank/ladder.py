@@ -33,8 +33,8 @@ LADDER_KEY = "ladder"  # the key in a bank's config and in its JSON document
 MAX_TEXT_QUERIES = 64  # queries on which a bank of texts is measured, evenly over its users
 
 
-def bank_no_model_warning(bank: Bank) -> str | None:
-    """A warning if no step of the bank's ladder is shown to be better than answers without a model; otherwise None."""
+def bank_ladder_warning(bank: Bank) -> str | None:
+    """A warning if all steps that were measured with the bank are not shown to beat answers without a model, or None."""
     said = no_model_warning(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
     if not said:
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, Command, Flag, NotFound, StoreBusy, UsageError, words_to_text
 from mta_cli.events import Event, JobResult, Note, TextChunk
-from mta_cli.pipeline.bank.ladder import bank_no_model_warning
+from mta_cli.pipeline.bank.ladder import bank_ladder_warning
 from mta_cli.pipeline.bases_in_use import on_base
 from mta_cli.pipeline.chat.fit_prompt import (
     FittedPrompt,
@@ -340,7 +340,7 @@ def answer_question(
     yield from personalisation_hints(model)
     bank = reg.banks.latest_ready_bank(model.task.name, model.base.fingerprint)
     if bank is not None and model.source.mode != "base" and model.answers_with_label:
-        yield from (Note(said) for said in [bank_no_model_warning(bank)] if said)
+        yield from (Note(said) for said in [bank_ladder_warning(bank)] if said)
     spoken = Generation()
     with model.hold_users():
         prompt = model.fit_prompt([{"role": "user", "content": text}])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.options import ImportOptions
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
-from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.detect import prefer_non_tables
 from mta_cli.pipeline.data.formats.messengers import slack
 from mta_cli.pipeline.data.formats.parse_results import format_value

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from mta_cli.engine.text.labels import find_label, parse_number
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, words_to_text
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_certainly_importable, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array, read_document
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, parse_golds, parse_questions
@@ -103,7 +103,10 @@ class ParsedFile:
         return self.findings.users.keys()
 
     def count(self, record: Record, find: FindTask) -> None:
-        """Count a record, and its answer if its task has labels (see `require_labels`). An unknown task is added as a fault of the first record that names it."""
+        """Count a record, and its answer if its task has labels (see `require_labels`).
+
+        An unknown task is added as a fault of the first record that names it.
+        """
         self.counts[record.held_out] += 1
         name = record.item.task
         if name not in self.tasks:

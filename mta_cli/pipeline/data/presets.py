@@ -69,7 +69,7 @@ class Preset:
         if not self.details.needed and not beside.is_file():
             return {}
         with open_rewindable(_require(beside, self)) as stream:
-            rows = (self._texts(row) for _, row in read_rows(stream, beside.name, findings))
+            rows = (self._clean_row(row) for _, row in read_rows(stream, beside.name, findings))
             return {_key(row, keys): row for row in rows}
 
     def read(
@@ -78,7 +78,7 @@ class Preset:
         """The rows with a rating, joined with `details`; rows without one (or with 0) are counted as left out."""
         keys = self.details.keys if self.details is not None else ()
         for place, raw in rows:
-            row = self._texts(raw)
+            row = self._clean_row(raw)
             rating = row.get(self.rating, "").removesuffix(".0")
             if rating in ("", "0"):
                 findings.skip_counts[NO_RATING] += 1
@@ -100,8 +100,8 @@ class Preset:
                 ),
             )
 
-    def _texts(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The cells as text, each under its column's name as the preset writes it."""
+    def _clean_row(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The cells as text without HTML, each under its column's name as the preset writes it."""
         return {self._names.get(name.casefold(), name): _plain_text(cell_text(value)) for name, value in row.items()}
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 
 from mta_cli.errors import BadInput, Command
 from mta_cli.pipeline.data.column_mapping import ColumnMapping, find_column
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_certainly_importable, read_sample, require_format
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
 from mta_cli.pipeline.data.formats.reading import open_rewindable

@@ -68,10 +68,10 @@ class _StepQuery:
 def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -> Iterator[Event]:
     """Answer every held-out query of `users`, who must have stacks, at each step of the ladder; store the predictions.
 
-    The models are those of the request's task and base, with its prompts and label memory. Labels and scores are
-    answered; texts are scored, and generated for the `examples` only. `JobResult.result` has keys of `mta eval run`,
-    without its design and settings, with a `ladder` and with `examples` [{user, question, gold, answers: {step:
-    text}}].
+    The models are those of the request's task and base, with its prompts and label memory. In a task with labels
+    or scores every query is answered; in one of texts only the likelihood of the gold answer is measured, and answers
+    are generated for `examples` alone. `JobResult.result` has the keys of the result of `mta eval run` but for design
+    and settings, and `ladder` and `examples` [{user, question, gold, answers: {step: text}}].
     """
     from mta_cli.engine.evaluation.ladder import MIN_UNITS, ladder_steps
     from mta_cli.engine.model.load import number_format

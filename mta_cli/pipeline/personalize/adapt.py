@@ -25,7 +25,7 @@ from mta_cli.pipeline.personalize.fuse import (
     job_title,
     make_recipes,
     refresh_bank_profiles,
-    weighting_of,
+    requested_weighting,
 )
 from mta_cli.pipeline.personalize.plan import adapt_plan_lines
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
@@ -180,7 +180,7 @@ def _new_weights(
     asked = request.options.weights
     # made before the user had a history
     if recipe is None or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS):
-        return weighting_of(request.options)
+        return requested_weighting(request.options)
     if asked is not None and asked != recipe.method:
         return asked
     if explicit_top_k and len(recipe.shares) != request.options.top_k:

@@ -75,7 +75,7 @@ def _fuse(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Make and store the recipes of `users`; `return`s them by user id. Loads the base if evidence needs it."""
     task, shots = request.task.name, request.options.shots
-    needs_base = weighting_of(request.options) in SHOT_WEIGHTINGS and any(
+    needs_base = requested_weighting(request.options) in SHOT_WEIGHTINGS and any(
         reg.items.recent_items(user.id, task, shots) for user in users
     )
     used = [*(user.id for user in users), *anchor_users(reg, bank)]
@@ -151,8 +151,8 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
     return found
 
 
-def weighting_of(options: FuseOptions) -> str:
-    """The requested weighting, by default evidence. A user without shots falls back to similarity."""
+def requested_weighting(options: FuseOptions) -> str:
+    """The requested weighting, by default evidence. `weighting_for` is what a user without shots gets."""
     return options.weights or "evidence"
 
 
@@ -230,7 +230,7 @@ def _evidence_items(reg: Registry, user: User, request: FuseRequest) -> list[Ite
 def _method(user: UserShots, request: FuseRequest) -> str:
     from mta_cli.engine.methods.anchor_weights import weighting_for
 
-    return weighting_for(user, weighting_of(request.options))
+    return weighting_for(user, requested_weighting(request.options))
 
 
 def _weigh_batches(
@@ -244,7 +244,7 @@ def _weigh_batches(
     from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
 
     context, options, memory = bench.methods, request.options, request.memory
-    weighting = weighting_of(options)
+    weighting = requested_weighting(options)
     batches: list[list[UserShots]] = []
     weighed = [one for one in asking if _method(one, request) in SHOT_WEIGHTINGS]
     if others := [one for one in asking if _method(one, request) not in SHOT_WEIGHTINGS]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.data.column_mapping import find_column
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.table_sample import detect_format, read_table_sample
 

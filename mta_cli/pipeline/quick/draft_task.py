@@ -13,7 +13,7 @@ from mta_cli.engine.text.task_files import parse_task, task_to_toml
 from mta_cli.engine.text.tasks import METRIC_BY_KIND, Task
 from mta_cli.errors import BadInput, Command
 from mta_cli.events import Event
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.guess_columns import guess_kind
 from mta_cli.pipeline.data.import_source import ImportSource

@@ -214,7 +214,7 @@ def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Eve
     if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
         scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
         raise BadInput(
-            f"no user of {source.name} has more than {KEPT_ITEMS} items{scale}, so no item can be held out for the test",
+            f"no user of {source.name} has more than {KEPT_ITEMS} items{scale}, so none of them can be held out",
             hint=f"a user needs at least {KEPT_ITEMS + 1}; eight or more are better",
         )
     return summary

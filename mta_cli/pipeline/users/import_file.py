@@ -20,7 +20,7 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
 from mta_cli.pipeline.data.formats.rows import is_content_key
 from mta_cli.pipeline.data.formats.timestamps import may_be_same_day

@@ -239,7 +239,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             return
         if isinstance(event, Input.Changed) and clean_text(event.value) != event.value:
             event.input.value = clean_text(event.value)
-        self._check(missing=self._submit_tried)
+        self._check(show_missing=self._submit_tried)
         if self.form.suggest is not None:
             self._show_suggestions(self.form.suggest)
 
@@ -275,7 +275,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self.dismiss(self.form_values)
             return
         self._submit_tried = True
-        if not self._check(missing=True):
+        if not self._check(show_missing=True):
             wrong = next((row for row in self._rows() if row.has_class("-wrong")), None)
             if wrong is not None:
                 self._expand_section_of(wrong)
@@ -354,15 +354,15 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         if not shown:
             self.query(".editor").first().focus()
 
-    def _check(self, *, missing: bool) -> bool:
+    def _check(self, *, show_missing: bool) -> bool:
         """Check all values and show faults beside their fields; returns whether there is none."""
         lacking = {row.field.name: "required" for row in self._rows() if row.field.required and not row.value}
         try:
             self.form.check(self.form_values)
         except MtaError as error:
-            self._show_faults(error, lacking if missing else {})
+            self._show_faults(error, lacking if show_missing else {})
             return False
-        self._show_faults(None, lacking if missing else {})
+        self._show_faults(None, lacking if show_missing else {})
         return not lacking
 
     def _show_faults(self, error: MtaError | None, lacking: FormValues | None = None) -> None:

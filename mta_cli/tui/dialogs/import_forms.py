@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.events import Event
 from mta_cli.options import ImportOptions, MachineOptions, QuickOptions
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.tui.dialogs.form import FormField, FormValues, option_fields, setting_field
 from mta_cli.tui.dialogs.job_request import (
     FormContext,

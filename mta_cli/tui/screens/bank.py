@@ -189,7 +189,7 @@ class BankScreen(BaseScreen):
     def _fill_table(self) -> None:
         row = self._table.cursor_row
         self._table.clear()
-        nearest = self._nearest_counts()
+        nearest = self._nearest_user_counts()
         for number, use in enumerate(self._anchor_uses):
             self._table.add_row(*_anchor_row_cells(number, use, nearest.get(use.anchor.id)), key=str(use.anchor.id))
         if not self._anchor_uses:
@@ -198,7 +198,7 @@ class BankScreen(BaseScreen):
             self._table.move_cursor(row=min(max(row, 0), len(self._anchor_uses) - 1))
             self._select_anchor(self._table.cursor_row)
 
-    def _nearest_counts(self) -> dict[int, int]:
+    def _nearest_user_counts(self) -> dict[int, int]:
         return {mark.anchor.id: mark.nearest_users for mark in self._map.map_anchors} if self._map is not None else {}
 
     def _select_anchor(self, number: int) -> None:
@@ -207,7 +207,7 @@ class BankScreen(BaseScreen):
         use = self._anchor_uses[number]
         self.query_one(UserMapView).selected_anchor = number
         self.query_one("#words", Static).update(
-            _anchor_description(number, use, self._nearest_counts().get(use.anchor.id))
+            _anchor_description(number, use, self._nearest_user_counts().get(use.anchor.id))
         )
 
     async def _draw_map(self, found: _BankSnapshot) -> None:
@@ -256,12 +256,12 @@ def _read_bank_snapshot(
     return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base), tuple(recipe))
 
 
-def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> list[Text]:
+def _anchor_row_cells(number: int, use: AnchorUsage, nearest_users: int | None) -> list[Text]:
     anchor = use.anchor
     loss = f"{_loss(anchor.loss_first)} → {_loss(anchor.loss_last)}" if anchor.digest else "not trained"
     numbers = (
         str(anchor.cluster_size),
-        NO_VALUE if nearest is None else f"{nearest:,}",
+        NO_VALUE if nearest_users is None else f"{nearest_users:,}",
         str(anchor.items),
         loss,
         f"{use.user_count:,}",
@@ -277,12 +277,12 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
     ]
 
 
-def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
+def _anchor_description(number: int, use: AnchorUsage, nearest_users: int | None) -> Text:
     """The sentences below the table about the selected anchor: users, recipes, weight, held-out loss."""
     anchor = use.anchor
     said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
     served = pluralise(anchor.cluster_size, "user")
-    said.append(f"{served} when it was chosen" + (f", {nearest:,} now." if nearest else "."))
+    said.append(f"{served} when it was chosen" + (f", {nearest_users:,} now." if nearest_users else "."))
     if use.user_count:
         recipes = pluralise(use.user_count, "recipe")
         said.append(f"In {recipes}, with {100 * use.weight_share:.0f} % of all weight.")

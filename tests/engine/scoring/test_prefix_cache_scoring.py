@@ -17,7 +17,7 @@ from mta_cli.engine.lora.batched import FrozenLoras, TrainableLoras, fuse_factor
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
+from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_users_rows
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.scoring.tree_scorers import group_frozen_loras
 from mta_cli.engine.text.prompts import TrainingRow
@@ -395,17 +395,17 @@ def test_packing_covers_everything_once_within_the_budget(lengths: list[int], bu
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 5)), max_size=40), st.integers(1, 200))
 def test_packing_by_owner_covers_everything_once_within_the_budget(rows: list[tuple[int, int]], budget: int) -> None:
     lengths, owners = [length for length, _ in rows], [owner for _, owner in rows]
-    batches = pack_by_user(lengths, owners, budget)
+    batches = pack_users_rows(lengths, owners, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
 
 
 def test_rows_of_one_owner_stay_together_where_that_is_cheaper() -> None:
     alike = [20, 21, 20, 21, 20, 21]
-    assert pack_by_user(alike, [0, 1, 2, 0, 1, 2], 90) == [[0, 3, 1, 4], [2, 5]]
-    assert pack_by_user(alike, [0] * 6, 42) == [[0, 2], [4, 1], [3, 5]]
+    assert pack_users_rows(alike, [0, 1, 2, 0, 1, 2], 90) == [[0, 3, 1, 4], [2, 5]]
+    assert pack_users_rows(alike, [0] * 6, 42) == [[0, 2], [4, 1], [3, 5]]
     unlike = [10, 60, 10, 60]
-    assert pack_by_user(unlike, [0, 0, 1, 1], 120) == pack_by_length(unlike, 120) == [[0, 2], [1, 3]]
+    assert pack_users_rows(unlike, [0, 0, 1, 1], 120) == pack_by_length(unlike, 120) == [[0, 2], [1, 3]]
 
 
 def test_packing_fills_what_it_may() -> None:

@@ -64,7 +64,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("task:evidence:adapter", "none, lora"),
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),
-        ("permuted-pooled", "pooled has no LoRA of a user's own to permute"),
+        ("permuted-pooled", "pooled has none to give"),
         ("permuted-majority", "majority has no LoRA"),
         ("permuted-neighbours", "neighbours has no LoRA"),
         ("permuted-permuted-mta", "permuted-mta has no LoRA"),

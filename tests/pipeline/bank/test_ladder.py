@@ -17,7 +17,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank import memory_weights
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_no_model_warning, compute_label_ladder, take_round_robin
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_ladder_warning, compute_label_ladder, take_round_robin
 from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase
 from store.records import Bank, Item, NewItem
 from store.registry import Registry
@@ -101,9 +101,7 @@ def test_texts_are_scored_on_held_out_queries_of_the_banks_users(peopled: Regist
     if ladder is not None:
         assert list(values(ladder)) == ["base", "base+examples", "common"]
         assert (ladder["units"], ladder["questions"], ladder["metric"]) == (9, 27, "gold_loglik")
-        assert (
-            ladder["seen"] and ladder["no_model"] is None and bank_no_model_warning(bank_of(peopled, "words")) is None
-        )
+        assert ladder["seen"] and ladder["no_model"] is None and bank_ladder_warning(bank_of(peopled, "words")) is None
         assert values(ladder)["common"] > values(ladder)["base+examples"], "it has learned from these users"
 
 
@@ -147,9 +145,9 @@ def test_a_bank_that_does_not_beat_no_model_says_so(nats: float, says: str | Non
     rate = 1 / len(TASK.labels)
     assert values(ladder)["no-model"] == pytest.approx(np.log((2 + 8 * rate) / (2 + 8))), "of a user's own two answers"
     bank = replace(EMPTY, config={LADDER_KEY: ladder})
-    note = bank_no_model_warning(bank)
+    note = bank_ladder_warning(bank)
     assert (note is None) == (says is None) and (says is None or says in str(note))
-    assert bank_no_model_warning(EMPTY) is None
+    assert bank_ladder_warning(EMPTY) is None
 
 
 def test_few_users_are_judged_by_their_questions() -> None:

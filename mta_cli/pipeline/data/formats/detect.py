@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings
 from mta_cli.pipeline.data.formats.reading import (

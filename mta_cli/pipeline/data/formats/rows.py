@@ -19,7 +19,7 @@ RawRow = tuple[SourceLocation, Mapping[str, Any]]
 DEFAULT_COLUMNS = ColumnMapping()
 CONTENT_PREFIX = "content-"
 NO_NUMBER = "rows whose output is not a number"
-_LABEL_ERROR = 1e-6  # the rounding error of a label, which has six decimals
+_SCALE_TOLERANCE = 1e-6  # labels that are numbers are written with at most six decimals
 
 
 def parse_rows(
@@ -61,7 +61,7 @@ def parse_rows(
                 findings.skip_counts[NO_NUMBER] += 1
                 continue
             rounded = round_number(number, round_to)
-            if not scale[0] - _LABEL_ERROR <= rounded <= scale[1] + _LABEL_ERROR:
+            if not scale[0] - _SCALE_TOLERANCE <= rounded <= scale[1] + _SCALE_TOLERANCE:
                 findings.skip_counts[f"rows whose output is outside the scale {scale[0]:g} to {scale[1]:g}"] += 1
                 continue
             if not math.isclose(rounded, number, abs_tol=1e-9):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.catalog import FORMATS
 from mta_cli.pipeline.data.formats.detect import detect_format, is_certainly_importable, read_sample, require_format
 from tests.pipeline.histories import person, rows, tagged
 
