@@ -248,7 +248,7 @@ def report(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write results as Markdown, HTML and charts. The HTML page is self-contained; JSON is beside it."""
+    """Write results as Markdown, one self-contained HTML page, charts and JSON."""
     from mta_cli.lab.evaluation.seeds import report_documents
     from mta_cli.lab.report.write_report import write_reports
 

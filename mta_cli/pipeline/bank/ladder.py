@@ -34,7 +34,7 @@ MAX_TEXT_QUERIES = 64  # queries on which a bank of texts is measured, evenly ov
 
 
 def bank_ladder_warning(bank: Bank) -> str | None:
-    """A warning if all steps that were measured with the bank are not shown to beat answers without a model, or None."""
+    """A warning if the steps measured with the bank are not shown to beat answers without a model; otherwise None."""
     said = no_model_warning(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
     if not said:
         return None
