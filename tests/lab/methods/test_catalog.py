@@ -65,7 +65,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),
         ("permuted-pooled", "pooled has none to give"),
-        ("permuted-majority", "majority has no LoRA"),
+        ("permuted-majority", "majority has none to give"),
         ("permuted-neighbours", "neighbours has no LoRA"),
         ("permuted-permuted-mta", "permuted-mta has no LoRA"),
         ("permuted-permuted-anchors", "permuted-anchors has no LoRA"),
