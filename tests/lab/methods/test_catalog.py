@@ -66,9 +66,9 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("permuted-mat", "did you mean mta?"),
         ("permuted-pooled", "pooled has none to give"),
         ("permuted-majority", "majority has none to give"),
-        ("permuted-neighbours", "neighbours has no LoRA"),
-        ("permuted-permuted-mta", "permuted-mta has no LoRA"),
-        ("permuted-permuted-anchors", "permuted-anchors has no LoRA"),
+        ("permuted-neighbours", "neighbours has none to give"),
+        ("permuted-permuted-mta", "permuted-mta has none to give"),
+        ("permuted-permuted-anchors", "permuted-anchors has none to give"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
