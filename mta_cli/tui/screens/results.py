@@ -326,12 +326,11 @@ def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
     ladder = document.get("ladder")
     if ladder is None:
         return Text(""), Text(NO_LADDER_NOTE)
-    columns, rows = ladder_text.table_columns(ladder), ladder_text.table_rows(ladder)
+    columns = ladder_text.table_columns(ladder)
+    rows = [[clean_line(cell) for cell in row] for row in ladder_text.table_rows(ladder)]
     layout = TableLayout(columns, range(1, len(columns) - 3))
     layout.fit(rows)
-    lines = [layout.line(columns), layout.rule, *map(layout.line, rows)]
-    steps = block_text("\n".join(map(clean_line, lines)))
-    steps.no_wrap = True
+    steps = Text("\n".join([layout.line(columns), layout.rule, *map(layout.line, rows)]), no_wrap=True)
     return steps, block_text("\n".join(map(clean_line, ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE))))
 
 

@@ -62,6 +62,9 @@ async def test_the_ladder_is_the_first_view_with_the_figures_of_the_document(emp
         assert rows(app, *ladder_text.table_columns(made["ladder"]))
         for cells in ladder_text.table_rows(made["ladder"]):
             assert rows(app, *cells)
+        title, rule, *steps = str(app.screen.query_one("#step-table", Static).content).splitlines()
+        place = title.index("verdict")
+        assert len(rule) >= place and {line[place - 1] for line in steps if len(line) > place} == {" "}
         verdicts = app.screen.query_one("#verdicts", Static)
         assert str(verdicts.content) == "\n".join(ladder_text.verdict_lines(made["ladder"], wording.MORE_EVIDENCE))
         assert verdicts.ALLOW_SELECT and app.screen.query_one("#step-table").ALLOW_SELECT
