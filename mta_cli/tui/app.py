@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from textual import work
 from textual.app import App
@@ -30,9 +30,6 @@ from mta_cli.tui.workers.job_queue import Job, JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_thread import StoreThread
 from mta_cli.tui.workers.undo import plan_undo, undo
-
-if TYPE_CHECKING:
-    pass
 
 
 def _make_screen(name: str) -> Screen[Any]:

@@ -192,6 +192,15 @@ async def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_stor
         assert "● anna.smith@" in screen_text(app).splitlines()[0]
 
 
+async def test_a_screen_that_is_not_there_yet_reads_the_store_once_it_is(empty_store: Path) -> None:
+    async with open_app(empty_store) as (app, pilot):
+        app.show_screen("results")
+        app.select_user("ida")
+        assert not app.screen.is_mounted and "reload results" not in heard
+        await settled(app, pilot)
+        assert heard.count("reload results") == 1
+
+
 async def test_the_bar_keeps_the_user_and_the_job_apart(empty_store: Path) -> None:
     async with open_app(empty_store, size=(120, 24)) as (app, pilot):
         app.select_user("fleur")

@@ -109,7 +109,7 @@ class BaseScreen(Screen[None]):
         self.update_tab_bar()
         if finish_first and any(one.node is self and one.group == "reload" and one.is_running for one in self.workers):
             self._reload_again = True
-        elif self.is_current:
+        elif self.is_current and self.is_mounted:  # before, its widgets are not there yet, and its resume event comes
             self._reload_in_worker()
 
     @work(group="reload", exclusive=True, exit_on_error=False)
