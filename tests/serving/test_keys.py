@@ -67,8 +67,8 @@ def test_a_user_who_is_there_takes_no_longer_to_be_refused(keyed: tuple[Running,
     """The store is not asked about a user whom the key does not name."""
     running, few, _ = keyed
     own, asked = with_key(running, few), list[str]()
-    find = running.service._models.reg.users.get
-    running.service._models.reg.users.get = lambda name: asked.append(name) or find(name)
+    find = running.service._models.reg.users.find
+    running.service._models.reg.users.find = lambda name: asked.append(name) or find(name)
     for name in ("carol", "nobody", "alice"):
         own.get(f"/models/{name}")
     assert asked == ["alice"]
