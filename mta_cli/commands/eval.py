@@ -248,7 +248,7 @@ def report(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write results as Markdown, one self-contained HTML page, charts and JSON."""
+    """Write results as Markdown, HTML and charts."""
     from mta_cli.lab.evaluation.seeds import report_documents
     from mta_cli.lab.report.write_report import write_reports
 
