@@ -57,7 +57,7 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys(
         fill(terminal, "The path of the file", (0, str(histories)))
         terminal.until("✓ data import")
         terminal.press("1")
-        terminal.until("person5")
+        terminal.until(lambda screen: "person5" in screen and "PWNED" in screen)
         terminal.press("4", "b")
         fill(terminal, "The task.", (2, "2"), (1, "2"), (1, "1"), (1, "4"))
         terminal.until("✓ bank build")
