@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from mta_cli.engine.throughput import GROUP_USERS
-from mta_cli.pipeline.models.bases import HUB_BASES, SHORT_NAMES, HubBase
+from benchmarks.bench_base import GROUP_USERS
+from mta_cli.pipeline.models.bases import HUB_BASES, HubBase
 from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.models.memory import (
     ANSWER_SHARE,
@@ -18,14 +18,6 @@ from mta_cli.pipeline.models.memory import (
 
 EMBEDDED = HUB_BASES["smollm2-135m-instruct"]
 SERVED = 1.66e9  # peak resident bytes (VmHWM) of 32 tokens behind a prompt of 4,063, with a server's copies
-BENCH = """$ mta bench --shape smollm2-135m
-base       smollm2-135m-instruct, 135M parameters
-device     cpu, bfloat16, threads: 1, fast decoder
-training   294 tokens/s, a group's LoRAs in all layers
-adapting   0.0603 users/s
-answering  38.1 tokens/s, one user
-           219 tokens/s, 16 users in one batch
-memory     2.20 GB at most; computed: 2.25 GB"""
 
 
 def page() -> str:
@@ -68,16 +60,12 @@ Sizes are GB; train and serve (one conversation) are memory in bfloat16, [comput
 
 ## On your machine
 
-`mta bench --shape NAME` measures random weights of a shape, without a download: a name of the table, or {_short_names()}. Without `--shape` it measures an installed base (`--base`). One thread of two cores, while some twenty other processes ran; an idle machine is several times faster:
-
-```
-{BENCH}
-```
+`python -m benchmarks.bench_base --shape NAME`, in a checkout, measures random weights of a shape of the table; nothing is downloaded. `--device cuda` takes a GPU.
 
 - **training**: {GROUP_USERS} users' LoRAs of rank 8 in all layers, rows of {ROW_TOKENS} tokens.
 - **adapting**: evidence of 16 anchors and a stack of 10 steps, from 5 shots of {ROW_TOKENS} tokens; the fastest of groups of 1, 2, 4, … 16 users.
-- **answering**: greedy, behind prompts of {ROW_TOKENS} tokens; in the batch each user has a LoRA.
-- **memory**: on a CPU the process's peak (Linux), on a GPU CUDA's tensors. The computed one is for these measurements, whose weights have no mapped file.
+- **decoding**: greedy, behind prompts of {ROW_TOKENS} tokens; in the batch each user has a LoRA.
+- **memory**: on a CPU the process's peak, on a GPU CUDA's tensors.
 
 `make check-gpu` compares a GPU with the CPU for every family and runs this, into one JSON document.
 
@@ -105,10 +93,6 @@ Whole builds with two anchors and six items a user, the weighing of label memory
 
 45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server with one conversation was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models (`serve.cache`, 512 MB) and other conversations come on top: a server of twelve clients reached 3.55 GB ([JSON](results/soak-serve.json)), one of sixteen, with a cache of 64 MB, 2.53 ([JSON](results/bench-population.json)). `mta demo` in one process had reached 3.58 GB in its second bank. Random Qwen3 and Gemma 3 bases of about 100 million parameters, planned as 1.8 GB, took 1.95 and 2.01 in `bank build`; planned as 1.6 GB, 1.25 and 1.27 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
 """
-
-
-def _short_names() -> str:
-    return ", ".join(f"`{name}`" for name in SHORT_NAMES)
 
 
 def _table() -> str:

@@ -87,7 +87,7 @@ A token costs two operations a parameter forward and two back to the activations
 
 A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {WHOLE_PASSES} passes; these five shots were read {STEPS} times: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots and a bank of four anchors.
 
-`mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
+`python -m benchmarks.bench_base --shape NAME`, in a checkout, measures on your own machine what this model assumes: `adapting, users/s`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
 
 So the model may be carried over. On a GPU that reaches {GPU_FLOPS / 1e12:.0f} TFLOP/s (assumed: 35 % of an H100's 989) a base of 8B takes {1000 * gpu_seconds:.0f} ms a user, `late`.
 

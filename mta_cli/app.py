@@ -41,7 +41,6 @@ COMMAND_TARGETS = {
     "demo": "demo:demo",
     "config": "config:app",
     "doctor": "doctor:doctor",
-    "bench": "bench:bench",
     "backup": "backup:backup",
     "restore": "backup:restore",
     "snapshot": "snapshot:snapshot",

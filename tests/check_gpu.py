@@ -1,9 +1,9 @@
 """Whether the program computes right on a device: `make check-gpu`, for a machine with a GPU.
 
 Everything that the decoder does is compared with transformers' modules on the CPU, in float32, for every family of
-layers. Then a group trains, memory runs out, other devices take their turn, and `mta bench` runs. Each check is a line
-on standard error; standard output gets one JSON document. The exit code is 1 where a check fails. On a machine without
-a GPU, or with `--device cpu`, the CPU is the device.
+layers. Then a group trains, memory runs out, other devices take their turn, and `benchmarks/bench_base.py` measures
+the speed. Each check is a line on standard error; standard output gets one JSON document. The exit code is 1 where a
+check fails. On a machine without a GPU, or with `--device cpu`, the CPU is the device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench_base import measure_base
+from benchmarks.harness import MODEL
 from mta_cli.engine.lora.adapter import init_lora_weights
 from mta_cli.engine.model.load import LoadedBase, resolve_device, with_decoder
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import MtaError, words_to_text
-from mta_cli.options import MachineOptions
-from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
-from mta_cli.pipeline.models.bases import HubBase, find_shape
+from mta_cli.pipeline.models.bases import HUB_BASES, HubBase
 from mta_cli.pipeline.runs import library_versions
 from tests.engine.families import EXACT, FAMILIES
 from tests.engine.family_comparisons import COMPARISONS, Pair, relative_difference
@@ -135,7 +135,7 @@ def run_checks(
     seconds: float = 5.0,
     tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
-    """All checks and the bench, as one document."""
+    """All checks and the speed, as one document."""
     checks = {
         f"{family}: {name}": partial(comparison, family, device)
         for family in families
@@ -150,7 +150,7 @@ def run_checks(
         _say(findings[-1])
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    findings.append(_bench(device, shape, seconds))
+    findings.append(_speed(device, shape, seconds))
     _say(findings[-1])
     return {
         "ok": all(finding["ok"] is not False for finding in findings),
@@ -164,14 +164,13 @@ def run_checks(
     }
 
 
-def _bench(device: torch.device, shape: HubBase, seconds: float) -> Finding:
+def _speed(device: torch.device, shape: HubBase, seconds: float) -> Finding:
     try:
-        *_, last = run_bench(BenchRequest(shape, MachineOptions(device=str(device)), seconds))
+        row = measure_base(shape, str(device), "auto", seconds)
     except Exception as error:
-        return {"name": "mta bench", "ok": False, "detail": f"{type(error).__name__}: {error}"}
-    result = last.result
-    ok = all(value > 0 for name, value in result.items() if name.endswith("_per_second"))
-    return {"name": "mta bench", "ok": ok, "detail": "", "result": result}
+        return {"name": "speed", "ok": False, "detail": f"{type(error).__name__}: {error}"}
+    ok = all(value > 0 for name, value in row.items() if name.endswith("/s"))
+    return {"name": "speed", "ok": ok, "detail": "", "result": row}
 
 
 def _say(finding: Finding) -> None:
@@ -185,16 +184,16 @@ def main() -> int:
     """Run everything, and print the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--shape", default="smollm2-135m", help="the shape that mta bench measures")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of mta bench")
+    parser.add_argument("--shape", choices=list(HUB_BASES), default=MODEL, help="the base whose speed is measured")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of speed")
     chosen = parser.parse_args()
     try:
-        device, shape = resolve_device(chosen.device), find_shape(chosen.shape)
+        device = resolve_device(chosen.device)
     except MtaError as error:
         parser.error(f"{error} ({words_to_text(error.hint or '')})")
     if device.type == "cpu":
         print("the device is the CPU itself: no GPU is checked", file=sys.stderr)
-    document = run_checks(device, shape, seconds=chosen.seconds)
+    document = run_checks(device, HUB_BASES[chosen.shape], seconds=chosen.seconds)
     print(json.dumps(document, indent=1))
     return 0 if document["ok"] else 1
 

@@ -128,7 +128,6 @@ def test_commands_are_listed_in_reading_order() -> None:
         "demo",
         "config",
         "doctor",
-        "bench",
         "backup",
         "restore",
         "snapshot",

@@ -6,8 +6,8 @@ import torch
 
 from mta_cli.pipeline.models.bases import HubBase
 from tests import check_gpu
+from tests.benchmarks.test_bench_base import TINY
 from tests.engine.family_comparisons import COMPARISONS, Pair
-from tests.pipeline.maintenance.test_bench import TINY
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def test_the_cpu_passes_as_its_own_device(capsys) -> None:  # type: ignore[no-un
         )
     )
     compared = {f"qwen3: {name}" for name in COMPARISONS} | {"training a group", "out of memory"}
-    assert set(by_name) == compared | {"other devices", "mta bench"}
+    assert set(by_name) == compared | {"other devices", "speed"}
     assert all(0 <= by_name[name]["largest_difference"] < 1e-5 for name in compared)
-    assert by_name["other devices"]["ok"] is None and by_name["mta bench"]["result"]["adapters_per_second"] > 0
+    assert by_name["other devices"]["ok"] is None and by_name["speed"]["result"]["adapting, users/s"] > 0
     assert len(capsys.readouterr().err.splitlines()) == len(by_name)
 
 

@@ -316,7 +316,6 @@ NOTHING_BY_USER = {
         "restore",
         "repair",
         "run_checks",
-        "run_bench",
     ),
     *("publish_snapshot", "pull_snapshot"),
     *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),

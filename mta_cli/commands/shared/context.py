@@ -27,7 +27,7 @@ BASE_SETTING = "models.base"
 WARN_SLOWDOWN_FACTOR = 3.0  # warn if a 16-bit format is this many times slower than float32
 
 
-OTHER_COMMANDS = ("model", "quick", "demo", "bench", "snapshot")
+OTHER_COMMANDS = ("model", "quick", "demo", "snapshot")
 """Commands whose hints get no --store flag: they use no store, their own, or (`snapshot`) another machine's."""
 
 

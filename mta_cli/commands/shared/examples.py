@@ -62,7 +62,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tui": ("mta tui",),
     "quick": ("mta quick films.csv", "mta quick films.csv --minutes 10 --hold-out 5"),
     "demo": ("mta demo --dry-run", "mta demo --full"),
-    "bench": ("mta bench", "mta bench --shape llama-1b --device cuda"),
     "config list": ("mta config list", "mta config list --changed"),
     "config get": ("mta config get bank.rank",),
     "config set": ("mta config set adapt.shots 10", "mta config set models.base qwen3-0.6b --in-store"),

@@ -9,25 +9,13 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-from mta_cli.errors import Command, NotFound, did_you_mean
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
-from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
+from mta_cli.pipeline.models.memory import Shape
 
 # the families that `engine/model/layer_spec.py` describes
 FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
-# settings without which a base of random weights could run on the fast decoder, unlike the real one
-FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}
-SHORT_NAMES = {  # short names of shapes
-    "smollm2-135m": "smollm2-135m-instruct",
-    "smollm2-360m": "smollm2-360m-instruct",
-    "llama-1b": "llama-3.2-1b-instruct",
-    "llama-3b": "llama-3.2-3b-instruct",
-    "llama-8b": "llama-3.1-8b-instruct",
-    "mistral-7b": "mistral-7b-instruct-v0.3",
-}
 
 
 @dataclass(frozen=True)
@@ -65,23 +53,6 @@ class HubBase:
     def fast(self) -> bool:
         """Whether the fast decoder supports it; other bases run through transformers' modules."""
         return self.family in FAST_FAMILIES
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The shape settings of its `config.json`, by transformers' names."""
-        return {
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.width,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.inner,
-            "vocab_size": self.vocabulary,
-            "tie_word_embeddings": self.tied,
-            "pad_token_id": 0,
-            "max_position_embeddings": CONTEXT_TOKENS,
-            **FAMILY_SETTINGS.get(self.family, {}),
-        }
 
     @property
     def parameters(self) -> int:
@@ -181,15 +152,6 @@ def packaged_repository(fingerprint: str) -> str | None:
 
 def _package_of_base(fingerprint: str) -> ModelPackage | None:
     return next((one for one in PACKAGES.values() if one.gguf and one.fingerprint == fingerprint), None)
-
-
-def find_shape(name: str) -> HubBase:
-    """The base of the catalog whose shape has this name. Raises NotFound with similar names."""
-    if (base := HUB_BASES.get(SHORT_NAMES.get(name, name))) is not None:
-        return base
-    near = near_names(name, (*HUB_BASES, *SHORT_NAMES))
-    otherwise = (Command("model list", available=True), " shows the names")
-    raise NotFound(f"There is no shape {name[:200]!r}", hint=did_you_mean(near, otherwise))
 
 
 def can_be_pulled(name: str) -> bool:

@@ -23,7 +23,6 @@ from mta_cli.engine.model.load import (
     resolve_device,
     resolve_dtype,
 )
-from mta_cli.engine.model.random_base import make_random_base
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 from tests.engine.families import EXACT
 from tests.tiny import byte_tokenizer
@@ -170,9 +169,6 @@ def test_a_base_that_does_not_fit_into_a_devices_memory(copy: Path, monkeypatch:
     monkeypatch.setattr("transformers.PreTrainedModel.to", full)
     with pytest.raises(BadInput, match="does not fit into cpu's memory"):
         loaded(copy)
-    monkeypatch.setattr("mta_cli.engine.model.random_base.with_decoder", full)
-    with pytest.raises(BadInput, match="do not fit into the memory of cpu"):
-        make_random_base("llama", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 9}, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "meta", "cpu,cpu"])

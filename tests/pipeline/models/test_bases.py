@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.random_base import config
 from mta_cli.engine.model.llama import build_llama_decoder
-from mta_cli.errors import NotFound, words_to_text
 from mta_cli.pipeline.models.bases import (
     FAST_FAMILIES,
     HUB_BASES,
-    SHORT_NAMES,
     HubBase,
     can_be_pulled,
-    find_shape,
     full_name,
     near_names,
 )
@@ -47,9 +45,9 @@ def empty_model(base: HubBase) -> Any:
     """transformers' own model of the base's shape, without memory for weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(base.family, **base.config)
+    made = AutoConfig.for_model(base.family, **config(base))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(made)
 
 
 @pytest.mark.parametrize("name", HUB_BASES)
@@ -96,15 +94,3 @@ def test_a_short_name_stands_for_the_hub_name() -> None:
 )
 def test_near_names(name: str, near: list[str]) -> None:
     assert near_names(name, HUB_BASES)[: len(near) or 5] == near
-
-
-@pytest.mark.parametrize("name", [*HUB_BASES, *SHORT_NAMES])
-def test_every_name_of_the_catalog_and_every_short_one_is_a_shape(name: str) -> None:
-    assert find_shape(name).name == SHORT_NAMES.get(name, name)
-
-
-@pytest.mark.parametrize(("name", "hint"), [("llama-2b", "llama-1b"), ("Qwen3", "qwen3-0.6b"), ("?", "--available")])
-def test_an_unknown_shape_is_refused_with_similar_names(name: str, hint: str) -> None:
-    with pytest.raises(NotFound, match="no shape") as refused:
-        find_shape(name)
-    assert hint in words_to_text(refused.value.hint or "")
