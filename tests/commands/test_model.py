@@ -109,13 +109,12 @@ def test_mistakes_are_explained(arguments: tuple[str, ...], code: int, words: st
     assert ran.out == ""
 
 
-def test_a_folder_that_brings_pickles(tiny_base_path: Path, tmp_path: Path, models_root: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(tiny_base_path / name)
-    (tmp_path / "optimizer.pt").write_bytes(b"x")
+def test_a_folder_with_pickles_alone(tiny_base_path: Path, tmp_path: Path, models_root: Path) -> None:
+    (tmp_path / "config.json").symlink_to(tiny_base_path / "config.json")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     ran = mta("model", "pull", tmp_path)
     assert ran.code == 4
-    assert "optimizer.pt" in ran.err
+    assert "no safetensors weights" in ran.err
 
 
 def test_looking_at_models_imports_nothing_heavy(models_root: Path, tiny_base_path: Path) -> None:

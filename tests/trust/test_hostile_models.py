@@ -1,13 +1,11 @@
-"""Models with pickles, own code or commands to a terminal, and damaged ones: refused in words before any use."""
+"""Models with pickles and own code, which are not run, and damaged ones, which are refused in words before any use."""
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import shutil
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,40 +59,37 @@ class Shot:
         return setattr, (Shot, "fired", True)
 
 
-def archive(*members: tuple[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as opened:
-        for name, content in members:
-            opened.writestr(name, content)
-    return made.getvalue()
-
-
-PICKLES = {f"protocol {n}": pickle.dumps([Shot(), {"a": [1, 2]}], n) for n in range(6)} | {
-    "torch": archive(("archive/data.pkl", pickle.dumps(Shot())), ("archive/version", b"3")),
-    "upper case": archive(("archive/DATA.PKL", pickle.dumps(Shot()))),
-}
-NAMES = (
-    "model.safetensors",
-    "extra.safetensors",
-    "config.json",
-    "notes.txt",
-    "vocab",
-    "sub/tokenizer.model",
-    "a.bin",
-    "template.jinja",
-    "1_Pooling/x.dat",
-)
-
-
-@pytest.mark.parametrize("kind", PICKLES)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_pickle_under_any_name_is_refused_unopened(copy: Path, models_root: Path, kind: str, name: str) -> None:
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "extra.pt", "vocab", "sub/tokenizer.model", "1_Pooling/x.dat"])
+def test_a_pickle_beside_the_weights_is_never_loaded(copy: Path, protocol: int, name: str) -> None:
     (copy / name).parent.mkdir(exist_ok=True)
-    (copy / name).write_bytes(PICKLES[kind])
-    with pytest.raises(BadInput, match=Path(name).name):
+    (copy / name).write_bytes(pickle.dumps([Shot(), {"a": [1, 2]}], protocol))
+    load_base(copy, name="m", fingerprint="x", device="cpu", dtype="float32")
+    assert not Shot.fired
+    tally("pickles beside safetensors", "not loaded")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "extra.safetensors", "config.json"])
+def test_a_pickle_in_place_of_a_models_file_is_refused(copy: Path, models_root: Path, name: str) -> None:
+    (copy / name).write_bytes(pickle.dumps(Shot()))
+    with pytest.raises((BadInput, IntegrityFault), match=name):
         list(pull_model(str(copy), as_name="mine"))
     assert not Shot.fired and list_models() == []
-    tally("pickles under neutral names", "refused unopened")
+    tally("pickles under names of a model", "refused unopened")
+
+
+def test_a_models_own_code_is_not_run(copy: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (copy / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Model: ...\n")
+    for file, name in (("config.json", "AutoModelForCausalLM"), ("tokenizer_config.json", "AutoTokenizer")):
+        content = json.loads((copy / file).read_text())
+        (copy / file).write_text(json.dumps({**content, "auto_map": {name: "own.Model"}}))
+    load_base(copy, name="m", fingerprint="x", device="cpu", dtype="float32")
+    (copy / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Model"}}))
+    with pytest.raises(BadInput, match="cannot be loaded as a causal language model"):
+        load_base(copy, name="m", fingerprint="x", device="cpu", dtype="float32")
+    assert not ran.exists()
+    tally("own code of models", "not run", 2)
 
 
 def test_an_adapter_is_no_model_and_its_patterns_are_not_tried(tmp_path: Path, models_root: Path) -> None:
@@ -169,7 +164,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "list": {"hidden_size": [64]},
     "family": {"model_type": "nothing"},
     "act": {"hidden_act": "../x"},
-    "code": {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
     "escape": {"hidden_act": "\x1b]0;x\x07"},
 }
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +32,6 @@ CONFIG_FILE_NAMES = frozenset(
     }
 )
 ADDED_TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
-REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
-PICKLE_SUFFIXES = frozenset(
-    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".npy", ".npz", ".h5"}
-)
-PICKLE_PROBE_BYTES = 64 * 2**10  # bytes of a file that are examined to recognise a text pickle
 _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
 
 
@@ -96,10 +89,11 @@ def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
 
 
 def check_folder(path: Path, *, thorough: bool = False) -> None:
-    """Raises unless the folder is a model of safetensors weights without pickles, own code or an adapter on top.
+    """Raises unless the folder is a model with safetensors weights and no adapter on top.
 
-    IntegrityFault is raised for damaged weights, BadInput for the rest. `thorough` also reads the tokenizer, which is
-    slow; it is done once, when a model is first used.
+    Other weights beside them, and a model's own code, are never read. IntegrityFault is raised for damaged weights,
+    BadInput for the rest. `thorough` also reads the tokenizer, which is slow; it is done once, when a model is first
+    used.
     """
     require_folder(path)
     faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
@@ -113,8 +107,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
     if faults:
         raise BadInput(
             f"{path} cannot be used as a model: {faults[0]}",
-            hint="mta reads only safetensors and runs no code of a model; convert the weights to safetensors, or use a "
-            "copy of the model without these files",
+            hint="mta reads only safetensors and runs no code of a model; convert the weights to safetensors",
             faults=tuple(faults[:20]),
         )
 
@@ -169,15 +162,19 @@ def _config_files(path: Path) -> Iterator[Path]:
 
 
 def _file_faults(path: Path, relative: Path) -> Iterator[str]:
-    file, name = path / relative, relative.as_posix()
-    if relative.suffix.lower() in PICKLE_SUFFIXES or _is_pickle(file):
-        yield f"{name}: not safetensors; such files can run code when they are loaded"
-    elif relative.suffix.lower() == ".gguf":
-        yield f"{name}: a GGUF file whose digest is not pinned"
-    elif relative.suffix == ".safetensors":
+    file = path / relative
+    if relative.suffix == ".safetensors":
         read_safetensors_header(file)
     elif relative.suffix == ".json":
         yield from _json_faults(file, relative)
+    elif _is_unpickled(path, file):
+        yield f"{relative.as_posix()}: not safetensors"
+
+
+def _is_unpickled(path: Path, file: Path) -> bool:
+    """Whether sentence-transformers would unpickle the file, as it does where a module has no safetensors."""
+    is_embedder = (path / "modules.json").exists()
+    return is_embedder and file.name == "pytorch_model.bin" and not file.with_name("model.safetensors").exists()
 
 
 def _json_faults(file: Path, relative: Path) -> Iterator[str]:
@@ -187,10 +184,6 @@ def _json_faults(file: Path, relative: Path) -> Iterator[str]:
         if (strange := _find_control_sequence(content)) is not None:
             yield f"{name}: {strange[:60]!a} holds what a terminal obeys"
         yield from _token_faults(name, content, "added_tokens_decoder")
-        if isinstance(content, dict):
-            yield from (
-                f"{name}: {key} asks to run the model's own code" for key in REMOTE_CODE_KEYS if content.get(key)
-            )
     elif name == "modules.json":
         modules = read_json(file)
         kinds = (
@@ -237,28 +230,3 @@ def _find_control_sequence(content: Any) -> str | None:
         elif isinstance(one, str) and _TERMINAL_CONTROL.search(one):
             return one
     return None
-
-
-def _is_pickle(file: Path) -> bool:
-    with open_to_read(file) as opened:
-        start = opened.read(PICKLE_PROBE_BYTES)
-    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
-        return True
-    if not start.startswith(b"PK\x03\x04"):
-        return _is_text_pickle(start, whole=len(start) < PICKLE_PROBE_BYTES)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(member.lower().endswith((".pkl", ".pickle")) for member in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return True
-
-
-def _is_text_pickle(start: bytes, *, whole: bool) -> bool:
-    """Whether a file begins like a pickle of protocol 0 or 1, which have no magic number."""
-    made, stop = 0, False
-    try:
-        for opcode, _, _ in pickletools.genops(start):
-            made, stop = made + 1, opcode.name == "STOP"
-    except Exception:  # a file that is not a pickle can fail in many ways
-        stop = not whole and made > 100
-    return stop and made > 1

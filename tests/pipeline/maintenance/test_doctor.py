@@ -83,15 +83,15 @@ def test_the_wrong_kind_of_default(what: DoctorRequest) -> None:
     assert "not a base" in found["base"]["detail"]
 
 
-def test_a_model_with_pickles_is_a_fault(what: DoctorRequest, tiny_base_path: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_a_fault(what: DoctorRequest, tiny_base_path: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = Path(shutil.copytree(tiny_base_path, tmp_path / "copy"))
     register_folder(copy)
-    (copy / "weights.bin").write_bytes(b"x")
+    (copy / "adapter_config.json").write_text("{}")
     ok, found = checks(what)
     assert not ok
-    assert "weights.bin" in found["models"]["detail"]
+    assert "adapter_config.json" in found["models"]["detail"]
 
 
 def test_deep_reads_every_file(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,17 +356,6 @@ def test_a_hub_that_sends_more_than_it_listed_is_stopped(
     assert not list(models_root.rglob("*.safetensors")) and list_models() == []
 
 
-def test_a_hub_model_with_own_code_is_not_put_into_place(
-    tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = Path(shutil.copytree(tiny_base_path, tmp_path / "copy"))
-    (copy / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}')
-    stand_in(Hub(copy), monkeypatch)
-    with pytest.raises(BadInput, match="auto_map"):
-        list(pull_model("hf:org/name"))
-    assert list_models() == []
-
-
 @pytest.mark.parametrize(
     ("files", "why"),
     [
