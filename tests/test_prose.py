@@ -51,6 +51,25 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name} links to {link}"
 
 
+def test_the_names_that_say_where_to_add_what_are_in_the_program() -> None:
+    """Files and names of code in backticks, but those of the screen that is only an example."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Where to add what")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w/.]*\w)`", section)) - {
+        "screens/notes.py",
+        "mNNN_name.sql",
+        "notes",
+        "Notes",
+        "NotesScreen",
+    }
+    files = [
+        path for folder in ("mta_cli", "store", "tests", "docs", "benchmarks") for path in (ROOT / folder).rglob("*")
+    ]
+    tails = {"/".join(path.parts[-n:]) for path in files for n in range(1, 6)}
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in files if path.suffix == ".py")))
+    assert [name for name in named if name not in tails and name.rpartition(".")[2] not in words] == []
+
+
 def examples() -> dict[str, list[str]]:
     """The fenced examples of docs/formats.md by format."""
     page = (DOCS / "formats.md").read_text(encoding="utf-8")
