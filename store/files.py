@@ -98,9 +98,6 @@ def remove_leftover_temporaries(folder: Path) -> None:
         if _is_abandoned(path):
             with contextlib.suppress(OSError):
                 remove_abandoned(path)
-    for path in folder.glob(f"{_TEMPORARY_GLOB}-journal"):  # SQLite's own files: they have no lock
-        if not path.with_name(path.name.removesuffix("-journal")).exists():
-            path.unlink(missing_ok=True)
 
 
 def _temporary_path(folder: Path, digest: str = "") -> Path:

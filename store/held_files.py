@@ -111,4 +111,6 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
+        # SQLite's file beside a copy of a database that is being written
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
         path.unlink(missing_ok=True)

@@ -343,10 +343,19 @@ def test_a_checkpoint_that_cannot_be_removed_is_told(
 
 def test_a_folder_is_swept_of_what_the_dead_left(tmp_path: Path) -> None:
     atomic_write(tmp_path / "x", b"content")
-    (tmp_path / f".mta-{os.getpid()}-0123456789abcdef.tmp").write_bytes(b"half")
+    for left in (f".mta-{os.getpid()}-0123456789abcdef.tmp", ".mta-0123456789abcdef.tmp"):
+        (tmp_path / left).write_bytes(b"half")
     (tmp_path / ".mta-0123456789abcdef.tmp-journal").write_bytes(b"of a killed copy by SQLite")
     with hold_temporary(tmp_path) as held:
         journal = tmp_path / f"{held.name}-journal"
         journal.touch()
         remove_leftover_temporaries(tmp_path)
         assert sorted(everything(tmp_path)) == sorted([held, journal, tmp_path / "x"])
+
+
+def test_an_opened_store_is_swept_of_a_killed_copys_journal(files: AdapterFiles) -> None:
+    files.write_checkpoint("job", b"step 1")
+    for left in (".mta-0123456789abcdef.tmp", ".mta-0123456789abcdef.tmp-journal"):
+        (files.checkpoint_folder / left).write_bytes(b"of a killed copy by SQLite")
+    files.remove_abandoned_temporaries()
+    assert [path.suffix for path in files.checkpoint_folder.iterdir()] == [".safetensors"]
