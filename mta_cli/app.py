@@ -69,7 +69,10 @@ class RootGroup(LazyGroup):
     @cached_property
     def options_anywhere(self) -> list[Any]:
         """Copies of the global options, which help does not show, so that they are also accepted after a command."""
-        return [_copy_for_use_after_command(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
+        copies: list[Any] = [copy.copy(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
+        for each in copies:
+            each.hidden, each.expose_value, each.callback = True, False, _add_flag_after_command
+        return copies
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line. `--show-completion SHELL` is for that shell; without a name, for the running one."""
@@ -132,12 +135,6 @@ def _add_global_flags(given: GlobalFlags, *, store: str | None = None, verbose: 
         given.store = Path(store)
     given.verbosity += verbose
     given.quiet = given.quiet or quiet
-
-
-def _copy_for_use_after_command(option: Any) -> Any:
-    twin = copy.copy(option)
-    twin.hidden, twin.expose_value, twin.callback = True, False, _add_flag_after_command
-    return twin
 
 
 def _add_flag_after_command(ctx: Any, parameter: Any, value: Any) -> None:

@@ -292,21 +292,6 @@ def sqlite_uri(path: Path, writable: bool) -> str:
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
 
 
-def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> None:
-    for pragma in (
-        f"busy_timeout = {int(timeout * 1000)}",
-        "foreign_keys = ON",
-        "recursive_triggers = ON",
-        "secure_delete = ON",
-        "synchronous = FULL",
-    ):
-        conn.execute(f"PRAGMA {pragma}")
-    conn.execute(_TEMPORARIES_IN_MEMORY)
-    conn.execute("PRAGMA trusted_schema = OFF")
-    if not writable:
-        conn.execute("PRAGMA query_only = ON")
-
-
 def _open_if_current_schema(root: Path, timeout: float, writable: bool, *, create: bool) -> sqlite3.Connection | None:
     """The open database if it has the newest schema; None, with the database closed, if it is new or older."""
     conn = _connect(root, timeout, writable)
@@ -336,7 +321,18 @@ def _connect(root: Path, timeout: float, writable: bool) -> sqlite3.Connection:
     try:
         # SQLite's own `lower` changes only A to Z
         conn.create_function("unicode_lower", 1, str.lower, deterministic=True)
-        _set_pragmas(conn, timeout, writable)
+        for pragma in (
+            f"busy_timeout = {int(timeout * 1000)}",
+            "foreign_keys = ON",
+            "recursive_triggers = ON",
+            "secure_delete = ON",
+            "synchronous = FULL",
+            "trusted_schema = OFF",
+        ):
+            conn.execute(f"PRAGMA {pragma}")
+        conn.execute(_TEMPORARIES_IN_MEMORY)
+        if not writable:
+            conn.execute("PRAGMA query_only = ON")
     except BaseException:
         conn.close()
         raise

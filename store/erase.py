@@ -67,7 +67,9 @@ class Eraser:
             self._db.execute_write(f"{_EVAL_BANKS})", values)
             stale = self._stale_anchors(f"{_ANCHORS} WHERE user_id = :user", values)
             self._db.execute_write("UPDATE anchors SET stale = 1 WHERE user_id = :user", values)
-            self._add_tombstone(user.id, had_anchor=bool(stale))
+            tombstone = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid)
+            SELECT ?, (SELECT count(*) FROM items WHERE user_id = users.id), ?, uuid FROM users WHERE id = ?"""
+            self._db.execute_write(tombstone, (utc_now(), int(bool(stale)), user.id))
             self._db.execute_write("DELETE FROM users WHERE id = :user", values)
             self._redact_name(user.name)
             self._remove_from_refused_users(user.id)
@@ -112,11 +114,6 @@ class Eraser:
 
     def _stale_anchors(self, which: str, values: SqlParameters) -> list[StaleAnchor]:
         return self._db.fetch_tuples(f"SELECT banks.name, version, anchors.id {which} ORDER BY anchors.id", values)
-
-    def _add_tombstone(self, user_id: int, *, had_anchor: bool) -> None:
-        sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid)
-        SELECT ?, (SELECT count(*) FROM items WHERE user_id = users.id), ?, uuid FROM users WHERE id = ?"""
-        self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
     def _remove_from_refused_users(self, user_id: int) -> None:
         for row in self._db.fetch_dicts("SELECT id, config FROM banks WHERE instr(config, ?)", (REFUSED_USERS_KEY,)):

@@ -69,6 +69,16 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
         raise disk_fault(path, error) from error
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Move a file, so that it also survives a power cut; the target's folder is made. Raises as `disk_fault`."""
+    try:
+        make_private_folder(target.parent)
+        source.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise disk_fault(target, error) from error
+
+
 def make_private_folder(folder: Path) -> None:
     """Make a folder and its missing parents, accessible only to their owner. Raises OSError."""
     if not folder.is_dir():

@@ -15,7 +15,7 @@ from pathlib import Path
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import is_pulled_copy, translate_sqlite_errors
-from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
+from store.files import AdapterFiles, disk_fault, hold_temporary, move_file, sync_file, sync_folder
 from store.held_files import remove_abandoned
 from store.integrity.check import find_schema_differences
 from store.registry import Registry
@@ -97,7 +97,8 @@ class StagedRestore:
             take_back = before_install(gone) if gone else None
             try:
                 for digest in digests:
-                    self._move_file(files, digest)
+                    files.claim_digest(digest)  # reserved until its row is stored
+                    move_file(AdapterFiles(self._staged).path(digest), files.path(digest))
                 with translate_sqlite_errors(self._root, self._timeout):
                     replace_database(self._root, database, live)
             except MtaError:
@@ -109,16 +110,6 @@ class StagedRestore:
                 files.release_claim(digest)
         Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
         return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
-
-    def _move_file(self, files: AdapterFiles, digest: str) -> None:
-        """Move an adapter file into the store. This process reserves its digest until its row is stored."""
-        target = files.path(digest)
-        files.claim_digest(digest)
-        try:
-            AdapterFiles(self._staged).path(digest).replace(target)
-            sync_folder(target.parent)
-        except OSError as error:
-            raise disk_fault(target, error) from error
 
 
 @contextmanager

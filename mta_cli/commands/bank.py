@@ -161,7 +161,9 @@ def verify(ctx: typer.Context, bank: BankArgument, version: VersionOption = None
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(verify_bank(reg, bank, version), _render_verification)
+        checked = verify_bank(reg, bank, version)
+    said = f"Bank {checked['bank']} v{checked['version']}: {checked['adapters']} adapter files match their records."
+    context.output.print_result(checked, lambda _: out.group(out.text(said), *_render_screening(checked["gates"])))
 
 
 @app.command()
@@ -204,15 +206,22 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
             row.insert(-1, (anchor["digest"] or "")[:12])
     trained = f"trained on {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
     anchors = pluralise(len(bank["anchors"]), "anchor")
+    lines = []
+    if any(a["digest"] for a in bank["anchors"]):
+        lines.append(_training_loss_line(bank["anchors"]))
+    if details and bank["task_adapter"]:
+        users = bank["task_adapter_people"]
+        whose = "an unknown number of users" if users is None else pluralise(users, "user")
+        lines.append(f"The task adapter was trained on the items of {whose}; it serves all users.")
+    if details and bank["kernel"]:
+        lines.append(_neighbours_line(bank))
     return out.group(
         out.text(
             f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}{on_base(reg, bank['base'])}: "
             f"{anchors}, {trained}"
         ),
         tables.table(columns, rows),
-        *([out.text(_training_loss_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
-        *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
-        *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
+        *map(out.text, lines),
         *_render_screening(bank["gates"]),
         *_render_ladder(bank["ladder"]),
     )
@@ -249,11 +258,6 @@ def _training_loss_line(anchors: list[dict[str, Any]]) -> str:
     return f"Training loss {before:.3f} → {after:.3f} on average: {loss_verdict(before, after)}.{rose}"
 
 
-def _task_adapter_line(users: int | None) -> str:
-    whose = "an unknown number of users" if users is None else pluralise(users, "user")
-    return f"The task adapter was trained on the items of {whose}; it serves all users."
-
-
 _KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "linear"}  # names shown → stored keys
 
 
@@ -271,11 +275,6 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
         f"{pluralise(count, 'answer')} of {pluralise(users, 'user')} serve as neighbours "
         f"(sharpness {kernel['sharpness']:.2f}, {powers}; {share})."
     )
-
-
-def _render_verification(result: dict[str, Any]) -> Any:
-    said = f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files match their records."
-    return out.group(out.text(said), *_render_screening(result["gates"]))
 
 
 def _render_screening(found: list[dict[str, Any]]) -> list[Any]:

@@ -25,10 +25,6 @@ MODEL_SETTINGS = ("models.base", "models.embedder")
 app = CommandGroup("Settings: what they are, and changing them.")
 
 
-def _complete_settings() -> list[str]:
-    return list(all_settings())
-
-
 def _complete_values(ctx: typer.Context) -> list[str]:
     setting = all_settings().get(ctx.params.get("key") or "")
     if setting is None:
@@ -38,7 +34,9 @@ def _complete_values(ctx: typer.Context) -> list[str]:
 
 SettingArgument = Annotated[
     str,
-    typer.Argument(metavar="SETTING", help="The setting, such as bank.rank.", autocompletion=_complete_settings),
+    typer.Argument(
+        metavar="SETTING", help="The setting, such as bank.rank.", autocompletion=lambda: list(all_settings())
+    ),
 ]
 ValueArgument = Annotated[str, typer.Argument(metavar="VALUE", help="Its value.", autocompletion=_complete_values)]
 InStoreOption = Annotated[bool, typer.Option("--in-store", help="Use the settings file of this store, not your own.")]

@@ -17,7 +17,7 @@ from mta_cli.configuration.settings_file import write_setting
 from mta_cli.options import MachineOptions, ModelOptions
 from mta_cli.terminal import output as out
 from mta_cli.terminal import tables
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import pluralise, shorten
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,27 +108,21 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
 
 def render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list[RenderableType]:
     """The examples in one block if all users were asked the same and only personal answers differ; else one by one."""
+    from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
+
     impersonal = [{name: one["answers"].get(name) for name in ("base", "common")} for one in examples]
     asked = {one["question"] for one in examples}
     if is_labels or len(asked) > 1 or any(one != impersonal[0] for one in impersonal):
         return [_render_example(one, is_labels=is_labels) for one in examples]
     lines = [examples[0]["question"], *(_answer_line(name, answer) for name, answer in impersonal[0].items())]
     for one in examples:
-        lines += [
-            _answer_line(one["user"], _most_personal_answer(one["answers"])),
-            _answer_line("  own words", one["gold"]),
-        ]
+        most_personal = [answer for name, answer in one["answers"].items() if name in PERSONAL_STEPS][-1]
+        lines += [_answer_line(one["user"], most_personal), _answer_line("  own words", one["gold"])]
     return [out.text("\n".join(lines))]
 
 
-def _most_personal_answer(answers: dict[str, str]) -> str:
-    from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
-
-    return [answer for name, answer in answers.items() if name in PERSONAL_STEPS][-1]
-
-
 def _answer_line(name: str, answer: str | None) -> str:
-    return f"  {name:<{NAME_WIDTH}}{_shorten(answer or '') or '(an empty answer)'}"
+    return f"  {name:<{NAME_WIDTH}}{shorten(answer or '', MAX_ANSWER_WIDTH) or '(an empty answer)'}"
 
 
 def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableType:
@@ -144,11 +138,6 @@ def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableTy
     told = ""
     for name in (names[-1] for names in found):
         likely = f" (own at {100 * math.exp(example['gold_logliks'][name]):.0f} %)" if is_labels else ""
-        told += f"\n  {name:<{NAME_WIDTH}}{_shorten(answers[name]) or '(an empty answer)'}{likely}"
-    told += f"\n  {'own':<{NAME_WIDTH}}{_shorten(example['gold'])}"
+        told += f"\n  {name:<{NAME_WIDTH}}{shorten(answers[name], MAX_ANSWER_WIDTH) or '(an empty answer)'}{likely}"
+    told += f"\n  {'own':<{NAME_WIDTH}}{shorten(example['gold'], MAX_ANSWER_WIDTH)}"
     return out.text(f"{example['user']}: {example['question']}{told}")
-
-
-def _shorten(answer: str) -> str:
-    line = " ".join(answer.split())
-    return line if len(line) <= MAX_ANSWER_WIDTH else f"{line[: MAX_ANSWER_WIDTH - 1]}…"

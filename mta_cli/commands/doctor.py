@@ -47,7 +47,8 @@ def doctor(
     what = _build_doctor_request(context, deep, names, ray_address)
     repairs = _run_repairs(context, what, yes=yes) if mend else {}
     result = context.output.run_job(run_checks(what)) | repairs
-    context.output.print_result(result, _render_checks)
+    rows = [(check["name"], "ok" if check["ok"] else "FAULT", check["detail"]) for check in result["checks"]]
+    context.output.print_result(result, lambda _: table(("check", "", "detail"), rows))
     if not result["ok"]:
         raise IntegrityFault(summary(result))
 
@@ -80,8 +81,3 @@ def _build_doctor_request(context: AppContext, deep: bool, names: bool, ray_addr
     return DoctorRequest(
         context.store_dir, models.base, models.embedder, settings, fault, timeout, deep, names, ray_address
     )
-
-
-def _render_checks(result: dict[str, Any]) -> Any:
-    rows = [(check["name"], "ok" if check["ok"] else "FAULT", check["detail"]) for check in result["checks"]]
-    return table(("check", "", "detail"), rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -19,7 +18,8 @@ def init(ctx: typer.Context, json: JsonOption = False) -> None:
     existed = (context.store_dir / "registry.db").is_file()
     with context.open_registry(create=True) as registry:
         result = {"store": str(Path(registry.root)), "created": not existed}
-    context.output.print_result(result, _render_init)
+    made = "The store at {} is there already." if existed else "Made a store at {}"
+    context.output.print_result(result, lambda value: text(made.format(value["store"])))
     if not existed:
         context.suggest(
             *((Command("model pull", name), purpose) for name, purpose in _missing_models(context)),
@@ -34,8 +34,3 @@ def _missing_models(context: AppContext) -> list[tuple[str, str]]:
     here, chosen = {entry.name for entry in list_models()}, context.model_options
     wanted = ((chosen.base, "fetch the base"), (chosen.embedder, "fetch the embedder, which makes profiles"))
     return [(name, purpose) for name, purpose in wanted if name not in here]
-
-
-def _render_init(result: dict[str, Any]) -> Any:
-    made = "Made a store at {}" if result["created"] else "The store at {} is there already."
-    return text(made.format(result["store"]))

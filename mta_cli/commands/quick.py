@@ -167,6 +167,7 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
 
     ladder, examples = result["ladder"], result["examples"]
     labels = result["kind"] != "text"
+    mta = "mta" if store is None else f"mta --store {shlex.quote(str(store))}"
     questions = "\n".join(
         line for n, one in enumerate(examples, 1) for line in _wrap_beside_name(f"{n} {one['user']}", one["question"])
     )
@@ -181,7 +182,7 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
         ),
         out.text("\nVerdict", style="bold"),
         *(out.text(f"- {line}") for line in result["verdict"]),
-        out.text("\nNext:\n" + "\n".join(f"  {_add_store_flag(command, store)}" for command in result["next"])),
+        out.text("\nNext:\n" + "\n".join(f"  {command.replace('mta ', f'{mta} ', 1)}" for command in result["next"])),
     )
 
 
@@ -221,7 +222,3 @@ def _wrap_beside_name(name: str, text: str) -> list[str]:
     names += [""] * (len(lines) - len(names))
     lines += [""] * (len(names) - len(lines))
     return [f"{name:<{NAME_WIDTH}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
-
-
-def _add_store_flag(command: str, store: Path | None) -> str:
-    return command if store is None else command.replace("mta ", f"mta --store {shlex.quote(str(store))} ", 1)

@@ -46,7 +46,9 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 
     context = app_context(ctx, json=json)
     with _registry_if_exists(context) as registry:
-        context.output.print_rows(_TASK_COLUMNS, list_tasks(registry), _task_cells)
+        context.output.print_rows(
+            _TASK_COLUMNS, list_tasks(registry), lambda task: [task[name] for name in _TASK_COLUMNS]
+        )
 
 
 @app.command("show")
@@ -87,7 +89,9 @@ def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json:
     with context.open_registry() as registry:
         users = count_task_users(registry, name)
         banks = dict.fromkeys(bank.name for bank in registry.banks.all() if bank.task == name)
-        question = f"Remove task {name}? {_kept_histories_line(users)}{_kept_banks_line(list(banks))}"
+        question = f"Remove task {name}? {_kept_histories_line(users)}"
+        if banks:
+            question += f" Models on {', '.join(banks)} cannot answer until the task is added again."
         confirm(context.output, question, yes=yes)
         context.output.print_result(remove_task(registry, name), _render_removal)
 
@@ -98,22 +102,10 @@ def _kept_histories_line(users: int) -> str:
     return f"{users} {'user has' if users == 1 else 'users have'} a history in this task, which is kept."
 
 
-def _kept_banks_line(banks: list[str]) -> str:
-    if not banks:
-        return ""
-    return f" Models on {', '.join(banks)} cannot answer until the task is added again."
-
-
-def _task_cells(task: dict[str, Any]) -> list[object]:
-    return [task[name] for name in _TASK_COLUMNS]
-
-
 def _render_facts(facts: dict[str, Any]) -> Any:
-    return key_value_grid((key, _show_line_breaks(value)) for key, value in facts.items())
-
-
-def _show_line_breaks(value: Any) -> Any:
-    return value.replace("\n", " ⏎ ") if isinstance(value, str) else value
+    return key_value_grid(
+        (key, value.replace("\n", " ⏎ ") if isinstance(value, str) else value) for key, value in facts.items()
+    )
 
 
 def _render_addition(result: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ from mta_cli.options import (
 )
 from mta_cli.terminal import tables
 from mta_cli.terminal.user_columns import USER_COLUMNS
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import pluralise, shorten
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 app = CommandGroup("Users: histories, recipes and stacks.")
 
 SHOWN_ITEMS = 20  # items that are shown where no --limit is given
+ITEM_WIDTH = 60  # characters of an item's input, and of its output
 LISTED_COLUMNS = [column for column in USER_COLUMNS if column.title]
 
 HistoryOption = Annotated[
@@ -84,12 +85,14 @@ def list_(
 
             find_task(reg, task)
         users = reg.user_table.summaries(task, filter or "", limit)
-        titles = [column.title for column in LISTED_COLUMNS]
-        if len(reg.banks.bases(ready=False)) > 1:
-            titles.append("models on")
-            context.output.print_rows(titles, users, lambda user: [*_user_cells(user), _bases_cell(user)])
-        else:
-            context.output.print_rows(titles, users, _user_cells)
+        several_bases = len(reg.banks.bases(ready=False)) > 1
+
+        def cells(user: UserSummary) -> list[object]:
+            bases = ", ".join(f"{base} ({status})" for base, status in user.bases.items())
+            return [*(getattr(user, column.key) for column in LISTED_COLUMNS), *([bases] if several_bases else [])]
+
+        titles = [*(column.title for column in LISTED_COLUMNS), *(["models on"] if several_bases else [])]
+        context.output.print_rows(titles, users, cells)
 
 
 @app.command()
@@ -445,14 +448,6 @@ def _parse_rank(text: str) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def _user_cells(user: UserSummary) -> list[object]:
-    return [getattr(user, column.key) for column in LISTED_COLUMNS]
-
-
-def _bases_cell(user: UserSummary) -> str:
-    return ", ".join(f"{base} ({status})" for base, status in user.bases.items())
-
-
 def _render_consent(result: dict[str, Any]) -> RenderableType:
     return tables.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
@@ -463,14 +458,14 @@ def _render_consent_of_all(result: dict[str, Any]) -> RenderableType:
 
 
 def _render_removal(result: dict[str, Any]) -> RenderableType:
-    kept = ("user", "task", "recipes", "stacks")
-    rows = [(name, result[name]) for name in kept]
-    return tables.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
+    shown = {**result, "items": ", ".join(result["items"])}
+    return tables.key_value_grid((name, shown[name]) for name in ("user", "task", "items", "recipes", "stacks"))
 
 
 def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     rows = (
-        (each["id"], each["time"], each["task"], _shorten(each["input"]), _shorten(each["output"])) for each in items
+        (each["id"], each["time"], each["task"], *(shorten(each[text], ITEM_WIDTH) for text in ("input", "output")))
+        for each in items
     )
     return tables.table(("id", "time", "task", "input", "output"), rows)
 
@@ -482,7 +477,9 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], 
 
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", age(user["created"]))]
-    lines += [(f"task {each['task']}", _counts_line(each)) for each in user["tasks"]]
+    for each in user["tasks"]:
+        counts = f"{pluralise(each['items'], 'item')}, {pluralise(each['queries'], 'query', 'queries')}"
+        lines += [(f"task {each['task']}", counts)]
     lines += [("group", f"{task}: {group}") for task, group in user["group"].items()]
     lines += [
         ("profile", f"{each['task']}: {pluralise(each['items'], 'item')} by {each['embedder']}")
@@ -495,10 +492,6 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], 
     lines += [("given to", of_bank(_contributions_line, each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
     return tables.key_value_grid(lines)
-
-
-def _counts_line(task: dict[str, Any]) -> str:
-    return f"{pluralise(task['items'], 'item')}, {pluralise(task['queries'], 'query', 'queries')}"
 
 
 def _recipe_line(recipe: dict[str, Any]) -> str:
@@ -532,8 +525,3 @@ def _contributions_line(part: dict[str, Any]) -> str:
 def _anchor_line(anchor: dict[str, Any]) -> str:
     trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
     return f": anchor {anchor['anchor']}, {pluralise(anchor['items'], 'item')}, {trained}"
-
-
-def _shorten(text: str, most: int = 60) -> str:
-    line = " ".join(text[: 4 * most].split())
-    return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"

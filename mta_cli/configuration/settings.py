@@ -10,7 +10,7 @@ import difflib
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -150,7 +150,11 @@ class Settings:
             given.update(read_settings_file(file))
         given.update(_read_environment())
         if preset is not None:
-            given.update(_read_preset(preset))
+            if preset not in options.PRESETS:
+                hint = (Flag("preset"), f" {' or '.join(options.PRESETS)}")
+                raise UsageError(f"There is no preset {preset!r:.80}.", hint=hint)
+            for key, value in options.PRESETS[preset].items():
+                given[key] = RawValue(value, f"preset {preset}")
         return cls(given)
 
     def build_option_set(self, classes: Sequence[type[Any]], flags: Mapping[str, Any]) -> options.OptionSet:
@@ -314,16 +318,13 @@ def read_file_values(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="correct the file, or move it away"
         ) from None
-    return dict(_flatten_sections(content))
-
-
-def _flatten_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    values: dict[str, Any] = {}
     for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            for inner, setting in value.items():
-                yield f"{name}.{inner}", setting
-        elif not isinstance(value, Mapping):
-            yield name, value
+        if isinstance(value, Mapping):
+            values |= {f"{name}.{inner}": setting for inner, setting in value.items()}
+        else:
+            values[name] = value
+    return values
 
 
 def _read_environment() -> dict[str, RawValue]:
@@ -338,12 +339,6 @@ def _read_environment() -> dict[str, RawValue]:
     if faults:
         raise UsageError(_join_faults(faults), hint="unset the variable, or correct its name")
     return given
-
-
-def _read_preset(name: str) -> dict[str, RawValue]:
-    if name not in options.PRESETS:
-        raise UsageError(f"There is no preset {name!r:.80}.", hint=(Flag("preset"), f" {' or '.join(options.PRESETS)}"))
-    return {key: RawValue(value, f"preset {name}") for key, value in options.PRESETS[name].items()}
 
 
 def _suggest_name(name: str, known: Mapping[str, Any]) -> str:

@@ -230,7 +230,8 @@ class Output:
                     self._show_event(event, view)
         except KeyboardInterrupt:
             view.stop()
-            _close_generator(events)
+            if (close := getattr(events, "close", None)) is not None:
+                close()
             again = "run the same command again: it continues from what is stored" if resumes else None
             raise Interrupted("interrupted", hint=again) from None
         finally:
@@ -260,13 +261,15 @@ class Output:
         self._column = None
 
     def _print_renderable(self, shown: RenderableType) -> None:
+        from rich.text import Text
+
         console = self.console(stderr=False)
         if console.is_terminal:
             console.print(shown)
             return
         # In a pipe, texts are not wrapped and trailing spaces are removed.
         with self._guard_stdout(), console.capture() as captured:
-            console.print(shown, soft_wrap=not _is_layout(shown))
+            console.print(shown, soft_wrap=isinstance(shown, str | Text))
         self.write_stdout("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
     def _show_event(self, event: ev.Event, view: ProgressView) -> None:
@@ -350,15 +353,3 @@ def _value_as_text(value: Any) -> object:
             ", ".join(f"{key} {_value_as_text(inner)}" for key, inner in value.items() if inner is not None) or "none"
         )
     return value
-
-
-def _is_layout(shown: RenderableType) -> bool:
-    from rich.text import Text
-
-    return not isinstance(shown, str | Text)
-
-
-def _close_generator(events: Iterator[ev.Event]) -> None:
-    close = getattr(events, "close", None)
-    if close is not None:
-        close()

@@ -80,8 +80,10 @@ class FittedTable:
         layout.fit([[format_cell(value) for value in row] for row in self._rows])
         widest = max(layout.widths)
         if layout.width - widest + min(widest, MIN_FOLDED_WIDTH) > options.max_width:
+            title_width = max(map(_width_in_cells, self._titles))
             for row in self._rows:
-                yield _vertical(self._titles, row)
+                named = [(title, value) for title, value in zip(self._titles, row, strict=True) if format_cell(value)]
+                yield key_value_grid([*named, ("", "")], title_width)
             return
         while layout.width > options.max_width:
             layout.widths[layout.widths.index(max(layout.widths))] -= 1
@@ -105,11 +107,6 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
             line.append(GAP if index else "").append(cell, style)
         line.rstrip()
         yield line
-
-
-def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
-    named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
-    return key_value_grid([*named, ("", "")], max(map(_width_in_cells, titles)))
 
 
 def _line_text(line: str = "") -> Text:

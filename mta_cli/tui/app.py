@@ -131,7 +131,13 @@ class MtaApp(App[None]):
             if self.selected_user is None:
                 self.select_user(user.name)
 
-    async def _save_state(self) -> None:
+    def _exit_on_signal(self, number: int) -> None:
+        self._stop_threads()
+        self.exit(return_code=exit_code_of(number))
+
+    async def on_unmount(self) -> None:
+        """Stop all threads, however the window ends, and save its state for the next one."""
+        self._stop_threads()
         name, user_id = self.selected_user, None
         if name is not None:
             with suppress(MtaError):
@@ -140,15 +146,6 @@ class MtaApp(App[None]):
         state = WindowState(theme, self.current_mode if self.current_mode in SCREEN_TITLES else "", user_id)
         if state != self._saved_state:
             state.save(self.store_thread.root)
-
-    def _exit_on_signal(self, number: int) -> None:
-        self._stop_threads()
-        self.exit(return_code=exit_code_of(number))
-
-    async def on_unmount(self) -> None:
-        """Stop all threads, however the window ends, and save its state for the next one."""
-        self._stop_threads()
-        await self._save_state()
         await self.store_thread.close()
         await self.profile_thread.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -34,13 +34,13 @@ class CommandProvider(Provider):
         for name, about, run in [*self._list_commands(), *self._list_other_screens_commands()]:
             if (score := matcher.match(name)) > 0:
                 yield Hit(score, line_text(name), run, help=about)
-        async for name in self._find_users(query):
-            yield Hit(
-                0.5,
-                line_text(f"Select {name}"),
-                partial(self._mta_app.select_user, name),
-                help="Use all screens for this user",
-            )
+        task = self._mta_app.selected_task
+        users = await self._mta_app.store_thread.run(
+            lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, task)
+        )
+        for user in users:
+            select = partial(self._mta_app.select_user, user.name)
+            yield Hit(0.5, line_text(f"Select {user.name}"), select, help="Use all screens for this user")
 
     @property
     def _mta_app(self) -> MtaApp:
@@ -65,14 +65,6 @@ class CommandProvider(Provider):
                 if isinstance(binding, Binding) and _is_screen_command(binding) and binding.key != "escape":
                     run = partial(self._mta_app.run_screen_action, name, binding.action)
                     yield f"{title}: {binding.description}", binding.tooltip, run
-
-    async def _find_users(self, query: str) -> AsyncIterator[str]:
-        task = self._mta_app.selected_task
-        names = await self._mta_app.store_thread.run(
-            lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, task)
-        )
-        for row in names:
-            yield row.name
 
 
 def _is_screen_command(binding: Binding) -> bool:

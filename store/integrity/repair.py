@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,23 +29,20 @@ class Repair:
 
 def find_repairs(db: Connection, files: AdapterFiles) -> list[Repair]:
     """The repairs that a store with a readable database needs; empty if it needs none."""
-    return [*_repair_index(db), *_remove_abandoned_files(db, files)]
-
-
-def _repair_index(db: Connection) -> Iterator[Repair]:
+    found = []
     if find_index_fault(db):
         rebuild = partial(db.execute_write, "INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
-        yield Repair("the full-text index differs from the items", "it is made again", "nothing is lost", rebuild)
-
-
-def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Repair]:
+        found.append(
+            Repair("the full-text index differs from the items", "it is made again", "nothing is lost", rebuild)
+        )
     known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
     for path in files.find_orphans(known):
         removal = partial(_remove_orphan, db, files, path)
-        yield Repair(f"{path} is a file of no recorded adapter", "removed", "nothing uses it", removal)
+        found.append(Repair(f"{path} is a file of no recorded adapter", "removed", "nothing uses it", removal))
     for path in files.find_abandoned_temporaries():
-        removal = partial(_remove_temporary, path)
-        yield Repair(f"{path} is a temporary file of a process that has ended", "removed", "nothing uses it", removal)
+        what = f"{path} is a temporary file of a process that has ended"
+        found.append(Repair(what, "removed", "nothing uses it", partial(_remove_temporary, path)))
+    return found
 
 
 def _remove_orphan(db: Connection, files: AdapterFiles, path: Path) -> None:

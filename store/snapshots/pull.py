@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.connection import COPY_MARKER, is_pulled_copy, translate_sqlite_errors
-from store.files import AdapterFiles, disk_fault, make_private_folder, remove_file, replace_file, sync_file, sync_folder
+from store.files import AdapterFiles, disk_fault, make_private_folder, move_file, remove_file, replace_file, sync_file
 from store.integrity.check import find_schema_differences
 from store.process_lock import process_lock
 from store.registry import Registry
@@ -271,7 +271,7 @@ class Pull:
         if self._marker is None:
             self._write_marker(b"{}")
         for digest in self.manifest.adapters.intersection(self.missing):
-            self._move(self._target(staged, digest), files.path(digest))
+            move_file(self._target(staged, digest), files.path(digest))
         with translate_sqlite_errors(self.root, self.timeout):
             is_purged = self._empty_log() if database is None else self._replace_database(database)
         self._write_marker(encode_copy_manifest(self.found, self._content))
@@ -284,14 +284,6 @@ class Pull:
         with replace_file(self.root / COPY_MARKER, self.root / "partial") as temporary:
             temporary.write_bytes(content)
             sync_file(temporary)
-
-    def _move(self, source: Path, target: Path) -> None:
-        try:
-            make_private_folder(target.parent)
-            source.replace(target)
-            sync_folder(target.parent)
-        except OSError as error:
-            raise disk_fault(target, error) from error
 
     def _replace_database(self, new: Path) -> bool:
         """Replace the database while others read it; returns whether all bytes of the old one are gone."""

@@ -136,7 +136,8 @@ class Adapters:
     def remove_unreferenced(self) -> list[str]:
         """Remove adapters that nothing uses: the rows, then, after the commit, the files. Returns their digests."""
         with self._db.transaction():
-            digests = self._unreferenced_digests()
+            sql = f"{_WITH_USED_ADAPTERS} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
+            digests = [digest for (digest,) in self._db.fetch_tuples(sql)]
             self._delete_rows_and_files(digests)
         return digests
 
@@ -166,10 +167,6 @@ class Adapters:
                 if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
                     self._files.delete(digest)
             claim.unlink(missing_ok=True)
-
-    def _unreferenced_digests(self) -> list[str]:
-        sql = f"{_WITH_USED_ADAPTERS} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
-        return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
     def _delete_rows_and_files(self, digests: list[str]) -> None:
         self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one adapter may be the task adapter of another

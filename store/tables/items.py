@@ -297,7 +297,12 @@ class Items:
                     faults += self._find_conflicts(table, batch)
                 added, unchanged = added + new, unchanged + len(batch) - new
             if faults:
-                raise _conflict_error(faults)
+                more = f", and {len(faults) - 1:,} more" if len(faults) > 1 else ""
+                raise BadInput(
+                    f"{faults[0]}{more}; nothing was added.",
+                    hint="a stored item cannot be changed: give the changed item a new id",
+                    faults=tuple(faults[:MAX_FAULTS_SHOWN]),
+                )
         return added, unchanged
 
     def _insert_batch(self, table: str, batch: list[UserItem]) -> int:
@@ -322,12 +327,3 @@ def _answer_column(table: str) -> str:
 
 def _sql_limit(limit: int | None) -> int:
     return -1 if limit is None else max(0, limit)
-
-
-def _conflict_error(faults: list[str]) -> BadInput:
-    first, more = faults[0], len(faults) - 1
-    return BadInput(
-        f"{first}{f', and {more:,} more' if more else ''}; nothing was added.",
-        hint="a stored item cannot be changed: give the changed item a new id",
-        faults=tuple(faults[:MAX_FAULTS_SHOWN]),
-    )

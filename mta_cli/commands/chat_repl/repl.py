@@ -37,7 +37,7 @@ class ChatShell:
             return self._run_piped(pipe_reader(stdin_binary()))
         self.output.note("/help lists the commands; /quit or Ctrl-D ends the chat.")
         with exit_on_signals():  # so that a killed program leaves the terminal in its usual mode
-            self._run_terminal(terminal_reader(self._complete_line))
+            self._run_terminal(terminal_reader(lambda line: complete_line(line, self.conversation.user_names)))
         return 0
 
     def handle_line(self, line: str) -> None:
@@ -72,7 +72,7 @@ class ChatShell:
         asked_to_leave = False
         while True:
             try:
-                line = read(self._prompt_text())
+                line = read(f"{clean_line(self.conversation.prompt_label)}> ")
             except KeyboardInterrupt:
                 if asked_to_leave:
                     raise
@@ -84,26 +84,16 @@ class ChatShell:
                 self.output.error(error)
                 continue
             asked_to_leave = False
-            if line is None or not self._handle_or_show_error(line):
+            if line is None:
                 return
-
-    def _handle_or_show_error(self, line: str) -> bool:
-        """Handle a typed line and show its errors; returns False if the line ended the chat."""
-        try:
-            self.handle_line(line)
-        except LeaveChat:
-            return False
-        except (Interrupted, KeyboardInterrupt):
-            self.output.note("stopped")
-        except MtaError as error:
-            self.output.error(error)
-        return True
-
-    def _prompt_text(self) -> str:
-        return f"{clean_line(self.conversation.prompt_label)}> "
-
-    def _complete_line(self, line: str) -> list[str]:
-        return complete_line(line, self.conversation.user_names)
+            try:
+                self.handle_line(line)
+            except LeaveChat:
+                return
+            except (Interrupted, KeyboardInterrupt):
+                self.output.note("stopped")
+            except MtaError as error:
+                self.output.error(error)
 
 
 def pipe_reader(stream: BinaryIO) -> LineReader:

@@ -101,18 +101,17 @@ def _render_reasons(reasons: Any, output: Output) -> Any:
 
 def _render_history(result: Any, output: Output) -> Any:
     if "messages" in result:
-        parts = [_render_turn(message, result["user"]) for message in result["messages"]]
+        parts: list[Any] = []
+        for message in result["messages"]:
+            mode = message["source"].get("mode", message["role"])
+            speaker = result["user"] if message["role"] == "user" else mode
+            parts += [text(f"{speaker} · {message['created']}", style="bold"), text(message["content"]), text("")]
         return group(*parts) if parts else text("This chat is empty.")
     if not result["chats"]:
         return text(f"{result['user']} has no stored chats.")
     rows = [(chat["chat"], chat["created"], chat["messages"], chat["title"]) for chat in result["chats"]]
     more = [text(f"and {result['more']} older ones")] if result["more"] else []
     return group(table(("chat", "begun", "messages", "first words"), rows), *more)
-
-
-def _render_turn(message: dict[str, Any], user: str) -> Any:
-    speaker = user if message["role"] == "user" else message["source"].get("mode", message["role"])
-    return group(text(f"{speaker} · {message['created']}", style="bold"), text(message["content"]), text(""))
 
 
 SLASH_COMMANDS: tuple[SlashCommand, ...] = (

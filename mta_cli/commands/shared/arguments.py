@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,22 +51,11 @@ def _task_names_or_builtin(context: AppContext) -> list[str]:
         return task_names(None)
 
 
-def _model_names(context: AppContext) -> list[str]:
-    return sorted({*_base_names(context), *_embedder_names(context)})
-
-
-def _base_names(context: AppContext) -> list[str]:
-    return _names_of_kind("base", context.model_options.base)
-
-
-def _embedder_names(context: AppContext) -> list[str]:
-    return _names_of_kind("embedder", context.model_options.embedder)
-
-
-def _names_of_kind(kind: str, chosen: str) -> list[str]:
+def _model_names(context: AppContext, kinds: Sequence[str] = ("base", "embedder")) -> list[str]:
     from mta_cli.pipeline.models.installed import list_models
 
-    return sorted({chosen, *(entry.name for entry in list_models() if entry.kind == kind)})
+    chosen = (getattr(context.model_options, kind) for kind in kinds)
+    return sorted({*chosen, *(entry.name for entry in list_models() if entry.kind in kinds)})
 
 
 def _method_names(_: AppContext) -> list[str]:
@@ -78,8 +68,8 @@ complete_users: CompletionCallback = _make_completer(_user_names)
 complete_banks: CompletionCallback = _make_completer(_bank_names)
 complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
 complete_models: CompletionCallback = _make_completer(_model_names)
-complete_bases: CompletionCallback = _make_completer(_base_names)
-complete_embedders: CompletionCallback = _make_completer(_embedder_names)
+complete_bases: CompletionCallback = _make_completer(partial(_model_names, kinds=["base"]))
+complete_embedders: CompletionCallback = _make_completer(partial(_model_names, kinds=["embedder"]))
 complete_methods: CompletionCallback = _make_completer(_method_names)
 
 

@@ -278,7 +278,9 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         if not self._check(show_missing=True):
             wrong = next((row for row in self._rows() if row.has_class("-wrong")), None)
             if wrong is not None:
-                self._expand_section_of(wrong)
+                for node in wrong.ancestors:
+                    if isinstance(node, Collapsible):
+                        node.collapsed = False
                 wrong.query_one(".editor").focus()
         elif self.form.plan is None:
             self.dismiss(self.form_values)
@@ -374,11 +376,6 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     def _rows(self) -> Iterator[FieldRow]:
         yield from self.query(FieldRow)
-
-    def _expand_section_of(self, row: FieldRow) -> None:
-        for node in row.ancestors:
-            if isinstance(node, Collapsible):
-                node.collapsed = False
 
 
 def field_help(field: FormField) -> str:

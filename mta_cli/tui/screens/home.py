@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
-from mta_cli.pipeline.overview import Gains, JobRecord, Overview, load_gains, load_overview
+from mta_cli.pipeline.overview import Gains, Overview, load_gains, load_overview
 from mta_cli.text.formatting import pluralise
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
@@ -185,11 +185,11 @@ class HomeScreen(BaseScreen):
             for job in reversed(jobs)
             if not (job.finished and job.run_ids)
         ]
-        entries += [
-            Entry(f"run {record.run}", partial(job_record_line, record, now=now), _job_target(record))
-            for record in records
-            if record.run not in shown
-        ]
+        for record in records:
+            if record.run not in shown:
+                screen = JOB_SCREENS.get(record.kind, "jobs") if record.status == "done" else "jobs"
+                line = partial(job_record_line, record, now=now)
+                entries.append(Entry(f"run {record.run}", line, Target(screen)))
         self.query_one("#jobs", EntryList).show_entries(entries)
 
     def _show_gains(self) -> None:
@@ -197,7 +197,13 @@ class HomeScreen(BaseScreen):
         most, least = (found.most, found.least) if found is not None else ((), ())
         self.query_one("#gains").display = found is not None
         largest = max((abs(gain.gain) for gain in (*most, *least)), default=0.0)
-        for name, title, gains in zip(("most", "least"), _gain_titles(found), (most, least), strict=True):
+        titles = ("Helped most", "Helped least")
+        if found is not None:
+            titles = (
+                f"Helped most · {found.metric}, {found.source}",
+                f"Helped least · {found.worse:,} of {found.measured:,} worse",
+            )
+        for name, title, gains in zip(("most", "least"), titles, (most, least), strict=True):
             self.query_one(f"#{name}", EntryList).show_entries(
                 [
                     Entry(f"user {n}", partial(gain_line, gain, largest), Target("users", user=gain.user))
@@ -212,13 +218,6 @@ def _summary(overview: Overview) -> str:
     parts.append(f"{pluralise(overview.modelled, 'user')} with a model")
     parts.append(pluralise(overview.evaluations, "evaluation"))
     return " · ".join(parts)
-
-
-def _gain_titles(gains: Gains | None) -> tuple[str, str]:
-    if gains is None:
-        return "Helped most", "Helped least"
-    worse = f"{gains.worse:,} of {gains.measured:,} worse"
-    return f"Helped most · {gains.metric}, {gains.source}", f"Helped least · {worse}"
 
 
 def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
@@ -239,7 +238,3 @@ def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
         ),
     }
     return [Entry(title, partial(action_line, title, about), target) for title, about, target in offers[stage]]
-
-
-def _job_target(record: JobRecord) -> Target:
-    return Target(JOB_SCREENS.get(record.kind, "jobs") if record.status == "done" else "jobs")

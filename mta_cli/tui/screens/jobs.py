@@ -109,11 +109,18 @@ step. The height is relative: the percentage says how much the loss changed."""
         found, self._elsewhere = await self.mta_app.store_thread.run(
             lambda reg: (list_unfinished_jobs(reg), _read_jobs_of_other_processes(reg))
         )
-        self._interrupted_jobs = {
-            self._option_id_of(key, one): one
-            for one in found
-            if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
-        }
+        self._interrupted_jobs = {}
+        jobs = self.mta_app.job_queue.jobs
+        for one in found:
+            key = _interrupted_job_key(one)
+            job = self._resumed.get(key)
+            if job is not None and not job.finished:
+                continue
+            if one.run is None and any(each.kind == one.kind and not each.finished for each in jobs):
+                continue  # a job of this window resumes it; without a run it is recognised by its kind
+            # If it ran in this window, it is listed as that job.
+            job = job or next((each for each in jobs if each.finished and one.run in each.run_ids), None)
+            self._interrupted_jobs[_job_option_id(job) if job is not None else key] = one
         self._show_list()
 
     @on(JobUpdated)
@@ -196,7 +203,10 @@ step. The height is relative: the percentage says how much the loss changed."""
     async def action_discard(self) -> None:
         """Discard the selected interrupted job, after asking."""
         one = self._selected_interrupted_job
-        if one is not None and await self.mta_app.confirm(_discard_question(one)):
+        if one is None:
+            return
+        goes = " Everything that was trained for it is removed." if one.kind == resume.BANK_BUILD else ""
+        if await self.mta_app.confirm(f"Discard {one.kind} · {one.title}?{goes} It will not be offered again."):
             try:
                 await self.mta_app.store_thread.run(partial(resume.discard_job, one=one))
             finally:
@@ -216,19 +226,6 @@ step. The height is relative: the percentage says how much the loss changed."""
     def _selected_job(self) -> Job | None:
         selected = self._selected_option_id
         return next((job for job in self.mta_app.job_queue.jobs if _job_option_id(job) == selected), None)
-
-    def _is_resumed_or_running(self, key: str, one: UnfinishedJob) -> bool:
-        """Whether a job of this window already resumes this one. A job without a run is recognised by its kind."""
-        resumed = self._resumed.get(key)
-        if resumed is not None and not resumed.finished:
-            return True
-        return one.run is None and any(job.kind == one.kind and not job.finished for job in self.mta_app.job_queue.jobs)
-
-    def _option_id_of(self, key: str, one: UnfinishedJob) -> str:
-        """The row id of an interrupted job; if it ran in this window, the row id of that job."""
-        left = (job for job in self.mta_app.job_queue.jobs if job.finished and one.run in job.run_ids)
-        job = self._resumed.get(key) or next(left, None)
-        return _job_option_id(job) if job is not None else key
 
     def _show_list(self, select: str | None = None) -> None:
         shown, width = self.query_one("#list", OptionList), self._list_width
@@ -327,11 +324,6 @@ step. The height is relative: the percentage says how much the loss changed."""
 def _read_jobs_of_other_processes(reg: Registry) -> dict[str, str]:
     jobs = reg.jobs.running_jobs(elsewhere=True)
     return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}
-
-
-def _discard_question(one: UnfinishedJob) -> str:
-    goes = {resume.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
-    return f"Discard {one.kind} · {one.title}?{goes} It will not be offered again."
 
 
 def _interrupted_job_key(one: UnfinishedJob) -> str:

@@ -6,7 +6,7 @@ Shows stored result documents, read by `lab.report`. Measuring is a job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,9 +172,8 @@ class ResultsScreen(BaseScreen):
             table.add_row(*_evaluation_row_cells(entry), key=str(entry.number))
         if self._evaluations:
             numbers = [entry.number for entry in self._evaluations]
-            table.move_cursor(
-                row=numbers.index(selected) if selected in numbers else _first_finished_row(self._evaluations)
-            )
+            first_finished = next((row for row, entry in enumerate(self._evaluations) if entry.document is not None), 0)
+            table.move_cursor(row=numbers.index(selected) if selected in numbers else first_finished)
         self._show_evaluation()
         self._fill_task_table()
 
@@ -300,10 +299,6 @@ def _read_evaluations(reg: Registry, task: str | None) -> list[_EvaluationRow]:
             made, shots, status = one.created[:10], one.config.get("shots"), evaluation_status(reg, one)
             entries.append(_EvaluationRow(one.id, one.task, status, made, shots, methods, document))
     return entries
-
-
-def _first_finished_row(entries: Sequence[_EvaluationRow]) -> int:
-    return next((row for row, entry in enumerate(entries) if entry.document is not None), 0)
 
 
 def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:

@@ -139,7 +139,8 @@ class UsersScreen(BaseScreen):
         if selected in (None, self._followed_user):
             await self._load_users(self.highlighted_user)
         elif not await self._load_users(selected) and self._filter_text:
-            self._clear_filter()
+            with self.prevent(Input.Changed):
+                self.query_one("#filter", Input).value = ""
             await self._load_users(selected)
         self._followed_user = selected
 
@@ -265,10 +266,6 @@ class UsersScreen(BaseScreen):
     async def _load_in_worker(self, name: str | None) -> None:
         await self._load_users(name)
 
-    def _clear_filter(self) -> None:
-        with self.prevent(Input.Changed):
-            self.query_one("#filter", Input).value = ""
-
     async def _load_users(self, name: str | None) -> bool:
         """Load the matching users, with the cursor on `name` if it matches. Returns whether it does."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
@@ -276,7 +273,8 @@ class UsersScreen(BaseScreen):
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
         self.set_class(bool(found.total or task) and not found.matching, "-no-match")
-        self.query_one("#count", Static).update(line_text(_count_label(found, task)))
+        count = f"{found.total:,}" if found.matching == found.total else f"{found.matching:,} of {found.total:,}"
+        self.query_one("#count", Static).update(line_text(count if task is None else f"{count} of task {task}"))
         await self.user_table.load_rows(found.matching, found.cursor or 0, sorted_by=self._sort_by)
         if not found.matching:
             self._shown_user = None
@@ -359,8 +357,3 @@ def _read_table_state(
     )
     place = reg.user_table.index_of_user(name, words, sort, descending, task) if name is not None else None
     return _TableState(total, fitting, place)
-
-
-def _count_label(found: _TableState, task: str | None) -> str:
-    number = f"{found.total:,}" if found.matching == found.total else f"{found.matching:,} of {found.total:,}"
-    return f"{number} of task {task}" if task is not None else number

@@ -100,7 +100,11 @@ class AnswerColumn(VerticalScroll):
             lines += [_metric_line(name, value) for name, value in gold["metrics"].items()]
             likelihood = _format_likelihood(gold) + (" (best)" if best else "")
             lines.append(Content.styled(likelihood, "bold" if best else ""))
-        lines += [Content(text) for text in _speed_lines(answer)]
+        if answer["ended"] != "label":  # labels are scored in one pass, without generating
+            tokens, rate = answer["tokens"], answer.get("tokens_per_second")
+            speed = f" · {format_rate(rate)}/s" if rate else ""
+            ending = describe_ending(answer["ended"])
+            lines.append(Content(f"{tokens} token{'s' if tokens != 1 else ''}{speed}{ending}"))
         self._metrics.update(Content("\n").join(lines))
 
     def show_labels(self, answer: dict[str, Any]) -> None:
@@ -253,8 +257,8 @@ class AnswerColumns(HorizontalScroll):
             if self._waiting_for:
                 column.waiting.start(self._waiting_for)
             self._columns[key] = column
-            self._columns = dict(sorted(self._columns.items(), key=lambda pair: _column_rank(pair[0])))
-            keys = list(self._columns)
+            keys = sorted(self._columns, key=lambda each: ORDER.index(each) if each in ORDER else len(ORDER))
+            self._columns = {each: self._columns[each] for each in keys}
             following = keys[keys.index(key) + 1 :]
             self.mount(column, before=self._columns[following[0]] if following else None)
             self._set_column_widths()
@@ -292,18 +296,6 @@ def differing_spans(first: str, other: str) -> Iterator[tuple[int, int]]:
     for kind, _, _, start, end in matcher.get_opcodes():
         if kind in ("replace", "insert"):
             yield theirs[start].start(), theirs[end - 1].end()
-
-
-def _column_rank(key: str) -> int:
-    return ORDER.index(key) if key in ORDER else len(ORDER)
-
-
-def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
-    tokens, rate = answer["tokens"], answer.get("tokens_per_second")
-    if answer["ended"] == "label":  # labels are scored in one pass, without generating
-        return
-    cut = describe_ending(answer["ended"])
-    yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 
 def _format_likelihood(gold: dict[str, Any]) -> str:

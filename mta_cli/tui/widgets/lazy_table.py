@@ -172,13 +172,8 @@ class LazyTable(ScrollView, can_focus=True):
             pages[page] = await self._fetch(page * PAGE_ROWS, PAGE_ROWS)
         if load != self._load_number:
             return
-        self._pages, self.row_count, self.sorted_by, self._last_highlighted, self._fetch_failed = (
-            pages,
-            count,
-            sorted_by,
-            None,
-            False,
-        )
+        self._pages, self.row_count, self.sorted_by = pages, count, sorted_by
+        self._last_highlighted, self._fetch_failed = None, False
         self.virtual_size = Size(0, count + 1)
         self.set_reactive(LazyTable.cursor, cursor)
         self._scroll_to_cursor()

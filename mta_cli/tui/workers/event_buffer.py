@@ -33,13 +33,10 @@ class EventBuffer:
             self._app.call_from_thread(self.flush)
         elif not self._flush_planned:
             self._flush_planned = True
-            self._app.call_later(self._plan_flush)
+            self._app.call_later(self._app.set_timer, self._seconds, self.flush)
 
     def flush(self) -> None:
         """Handle all collected events; called in the window's thread."""
         self._flush_planned = False
         if waiting := [self._events.popleft() for _ in range(len(self._events))]:
             self._handle(waiting)
-
-    def _plan_flush(self) -> None:
-        self._app.set_timer(self._seconds, self.flush)

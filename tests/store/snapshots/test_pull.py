@@ -285,7 +285,7 @@ def test_a_pull_that_is_stopped_anywhere_is_completed_by_the_next(
     full: Registry, fleet: Path, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(full, fleet)
-    for function in ("process_lock", "replace_file", "sync_folder", "replace_database", "remove_file"):
+    for function in ("process_lock", "replace_file", "move_file", "replace_database", "remove_file"):
         with monkeypatch.context() as broken:
             broken.setattr(f"store.snapshots.pull.{function}", _refuse)
             if function == "remove_file":
