@@ -43,7 +43,10 @@ def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
     """Choose the sizes from the users' numbers of items `held`. Values given in `options` are kept."""
     lines = []
     if options.min_items is None:
-        options = replace(options, min_items=_choose_min_items(held))
+        # the usual minimum; if too few users reach it, the number of items that half of the users have
+        needed = min(USERS_PER_ANCHOR * USUAL_ANCHORS, -(-len(held) // 2))
+        least = min(USUAL_MIN_ITEMS, sorted(held, reverse=True)[needed - 1]) if held else USUAL_MIN_ITEMS
+        options = replace(options, min_items=least)
         enough = sum(count >= options.anchor_items for count in held)
         lines.append(
             PlanLine(
@@ -56,9 +59,3 @@ def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
         why = "the default" if options.anchors == USUAL_ANCHORS else f"a third of the {able} users who can be anchors"
         lines.append(PlanLine("anchors", f"{options.anchors}: {why}", BY_THE_DATA))
     return BankSizes(options, tuple(lines))
-
-
-def _choose_min_items(held: Sequence[int]) -> int:
-    """The usual minimum; if too few users reach it, the number of items that half of the users have."""
-    needed = min(USERS_PER_ANCHOR * USUAL_ANCHORS, -(-len(held) // 2))
-    return min(USUAL_MIN_ITEMS, sorted(held, reverse=True)[needed - 1]) if held else USUAL_MIN_ITEMS

@@ -8,7 +8,7 @@ resumed.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,8 @@ from mta_cli.options import (
 from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
-    from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import DemoRequest
-    from store.records import User
     from store.registry import Registry
 
 SAMPLE = Path(__file__).parent.parent / "sample"
@@ -161,12 +159,29 @@ def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
 
 
 def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
+    from mta_cli.pipeline.data.tasks import add_task
+    from mta_cli.pipeline.evaluation.stored_models import evaluate_users
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.personalize.fuse import fuse_users
+    from mta_cli.pipeline.requests import adapt_request, fuse_request
+    from mta_cli.pipeline.users.import_file import import_file
+
     started = time.monotonic()
-    task, imported = yield from _import(reg, course)
+    yield Note(f"{course.task}, 1 of 4: the task and the histories")
+    task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
+    imported = yield from forward_events(
+        import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name)
+    )
+    yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     bank = yield from _build_demo_bank(reg, course, options)
     users = [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
-    recipes, adapted = yield from _personalize(reg, course, users, options)
-    evaluation = yield from _evaluate(reg, course, users, options)
+    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(users)} new users")
+    request = adapt_request(reg, options, [user.name for user in users], course.task)
+    # adapting makes the recipes that are missing
+    adapted = yield from forward_events(adapt_users(reg, request))
+    recipes = yield from forward_events(fuse_users(reg, users, request.fuse))
+    yield Note(f"{course.task}, 4 of 4: every held-out query of these users, at each step of the ladder")
+    evaluation = yield from forward_events(evaluate_users(reg, fuse_request(reg, options, course.task), users))
     return {
         "task": task.name,
         "description": task.description,
@@ -180,18 +195,6 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
     }
 
 
-def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Task, dict[str, Any]]]:
-    from mta_cli.pipeline.data.tasks import add_task
-    from mta_cli.pipeline.users.import_file import import_file
-
-    yield Note(f"{course.task}, 1 of 4: the task and the histories")
-    task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
-    imported = yield from forward_events(
-        import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name)
-    )
-    return task, imported
-
-
 def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
     """Build the bank; returns its JSON document. Screening findings are shown without the advice to inspect users,
     because the sample is harmless.
@@ -202,7 +205,6 @@ def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Gen
     from mta_cli.pipeline.requests import bank_request
     from mta_cli.pipeline.user_weights import current_bank
 
-    yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = bank_request(reg, options, course.task)
     warnings = list[Note]()
     built: dict[str, Any] = yield from forward_events(_collect_warnings(build_bank(reg, request), warnings))
@@ -224,31 +226,3 @@ def _collect_warnings(events: Iterator[Event], warnings: list[Note]) -> Iterator
             warnings.append(event)
         else:
             yield event
-
-
-def _personalize(
-    reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
-) -> Generator[Event, None, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Make a recipe and a stack for each of `users`; returns the JSON documents of both."""
-    from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.personalize.fuse import fuse_users
-    from mta_cli.pipeline.requests import adapt_request
-
-    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(users)} new users")
-    request = adapt_request(reg, options, [user.name for user in users], course.task)
-    # adapting makes the recipes that are missing
-    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, request))
-    recipes: list[dict[str, Any]] = yield from forward_events(fuse_users(reg, users, request.fuse))
-    return recipes, adapted
-
-
-def _evaluate(
-    reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
-) -> Generator[Event, None, dict[str, Any]]:
-    from mta_cli.pipeline.evaluation.stored_models import evaluate_users
-    from mta_cli.pipeline.requests import fuse_request
-
-    yield Note(f"{course.task}, 4 of 4: every held-out query of these users, at each step of the ladder")
-    job = evaluate_users(reg, fuse_request(reg, options, course.task), users)
-    evaluation: dict[str, Any] = yield from forward_events(job)
-    return evaluation

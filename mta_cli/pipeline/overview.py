@@ -206,7 +206,9 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
     if run.kind == QUICK and "verdict" in result:
         return str(result["verdict"])
     if run.kind == ADAPT_RUN_KIND and "users" in result:
-        return _adaptation_summary(result)
+        if not result["measured"]:
+            return pluralise(result["users"], "user")
+        return f"held-out loss fell for {result['better']} of {pluralise(result['measured'], 'user')}"
     if run.kind == BANK_BUILD:
         bank = next((bank for bank in reg.banks.all() if bank_label(bank) == run.subject), None)
         return "" if bank is None else pluralise(len(reg.banks.anchors(bank.id)), "anchor")
@@ -214,12 +216,6 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
         ladder = evaluation.result.get("ladder")
         return pluralise(len(evaluation.result["methods"]), "method") if ladder is None else short_verdict(ladder)
     return ""
-
-
-def _adaptation_summary(result: Mapping[str, Any]) -> str:
-    if not result["measured"]:
-        return pluralise(result["users"], "user")
-    return f"held-out loss fell for {result['better']} of {pluralise(result['measured'], 'user')}"
 
 
 def _verdict(run: Run) -> str:

@@ -28,7 +28,7 @@ def score_errors(
     An answer that is not a number counts as `low` or `high`, whichever is farther from the gold.
     """
     errors = []
-    for answer, raw in _strip_pairs(answers, golds):
+    for answer, raw in zip(answers, golds, strict=True):
         gold, given = score_of(raw), score_of(answer)
         if gold is None:
             raise ValueError(f"{raw!r} is not a finite number")
@@ -66,10 +66,6 @@ def score_range(labels: Sequence[str]) -> tuple[float, float]:
     """The lowest and the highest score of a task; LaMP's scale if the task lists none."""
     ends = [float(label) for label in labels] or [MIN_SCORE, MAX_SCORE]
     return min(ends), max(ends)
-
-
-def _strip_pairs(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str, str]]:
-    return [(answer.strip(), gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
 
 
 def _words(text: str) -> list[str]:

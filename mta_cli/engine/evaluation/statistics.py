@@ -47,7 +47,7 @@ def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_00
     drawn = _joined(
         _minus(a.metrics_from_sums(weights @ a.sums), b.metrics_from_sums(weights @ b.sums)) for weights in samples
     )
-    swapped = _joined(_swapped_differences(a, b, swap) for swap in _draw_swaps(permutation, users, draws))
+    swapped = _joined(_swapped_differences(a, b, permutation, count) for count in _chunk_sizes(users, draws))
     return {
         name: {"value": float(difference), **_interval(drawn[name]), "p": _p_value(difference, swapped[name])}
         for name, difference in value.items()
@@ -127,20 +127,15 @@ def _samples(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array
         yield np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users).astype(np.float64)
 
 
-def _draw_swaps(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array]:
-    """Yields 1 for each user whose two methods are swapped, else 0, `[some draws, users]` at a time."""
-    for count in _chunk_sizes(users, draws):
-        yield rng.integers(2, size=(count, users)).astype(np.float64)
-
-
 def _chunk_sizes(users: int, draws: int) -> Iterator[int]:
     most = max(1, MAX_WEIGHTS_IN_MEMORY // users)
     for start in range(0, draws, most):
         yield min(most, draws - start)
 
 
-def _swapped_differences(a: UserSums, b: UserSums, swap: Array) -> Values:
-    """The differences after swapping, `[draws]` each."""
+def _swapped_differences(a: UserSums, b: UserSums, rng: np.random.Generator, draws: int) -> Values:
+    """The differences after swapping the two methods of users drawn at random, `[draws]` each."""
+    swap = rng.integers(2, size=(draws, len(a.users))).astype(np.float64)  # [draws, users]
     stay = 1 - swap
     return _minus(
         a.metrics_from_sums(stay @ a.sums + swap @ b.sums), b.metrics_from_sums(stay @ b.sums + swap @ a.sums)

@@ -32,15 +32,11 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
             raise BadInput(f"one of its tensors is not a LoRA factor: {key[:80]!r}")
         keys.setdefault(match[1], {})[match[2]] = key
     for module, pair in keys.items():
-        _require_pair(module, {half: header.tensors[key]["shape"] for half, key in pair.items()})
+        if len(pair) < 2:
+            raise BadInput(f"{module} has only one of the two LoRA factors, A and B")
+        a, b = (header.tensors[pair[half]]["shape"] for half in ("A", "B"))
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not all((*a, *b)):
+            found = f"A {a} must be [rank, in], B {b} [out, rank]"
+            raise BadInput(f"the LoRA factors of {module} do not fit together: {found}")
     tensors = load_file(path)
     return header.metadata, {module: (tensors[pair["A"]], tensors[pair["B"]]) for module, pair in keys.items()}
-
-
-def _require_pair(module: str, shapes: dict[str, list[int]]) -> None:
-    """Raises BadInput unless the shapes fit `A [rank, in]` and `B [out, rank]`."""
-    if len(shapes) < 2:
-        raise BadInput(f"{module} has only one of the two LoRA factors, A and B")
-    a, b = shapes["A"], shapes["B"]
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not all((*a, *b)):
-        raise BadInput(f"the LoRA factors of {module} do not fit together: A {a} must be [rank, in], B {b} [out, rank]")

@@ -210,7 +210,9 @@ def _weigh(
     evidence: dict[int, dict[int | None, float]],
 ) -> list[AnchorShare]:
     if weighting == "random":
-        return _random_shares(context, user, options)
+        draw = random.Random(f"{context.seed} {user.number}")
+        chosen = draw.sample(range(len(context.anchors)), min(options.top_k, len(context.anchors)))
+        return [AnchorShare.rounded(place, 0.0, 1.0 / len(chosen)) for place in chosen]
     if weighting == "none" or not (candidates := _candidates(context, user, options)):
         return []
     if weighting in SHOT_WEIGHTINGS:
@@ -220,12 +222,6 @@ def _weigh(
     assert of_cosines is not None, weighting
     weights = of_cosines([min(value, options.max_cosine) for _, value in nearest], options)
     return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(nearest, weights, strict=True)]
-
-
-def _random_shares(context: MethodContext, user: UserShots, options: FuseOptions) -> list[AnchorShare]:
-    draw = random.Random(f"{context.seed} {user.number}")
-    chosen = draw.sample(range(len(context.anchors)), min(options.top_k, len(context.anchors)))
-    return [AnchorShare.rounded(place, 0.0, 1.0 / len(chosen)) for place in chosen]
 
 
 def _evidence_shares(

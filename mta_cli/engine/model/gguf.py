@@ -53,19 +53,14 @@ def convert_gguf(source: Path, folder: Path) -> None:
         tokenizer, about = _tokenizer(facts)
         template = facts["tokenizer.chat_template"].encode()
         weights = _weights(reader, config)
-    _save(folder, config, about, template)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-
-
-def _save(folder: Path, config: dict[str, Any], about: dict[str, Any], template: bytes) -> None:
-    """Save the small files: configuration, generation settings, tokenizer, chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in (("config", config), ("generation_config", ends), ("tokenizer_config", about)):
         text = json.dumps(value, indent=2, sort_keys=True) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "chat_template.jinja").write_bytes(template)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:

@@ -178,17 +178,13 @@ def _multiplies_by_one_plus_weight(module: Any) -> bool:
     return bool((found - 1.0 - weight.float()).abs().max() < (found - weight.float()).abs().max())
 
 
-def _no_norm(x: Tensor) -> Tensor:
-    return x
-
-
 class DecoderLayer:
     """One decoder layer, as `spec` describes it."""
 
     def __init__(self, module: Any, spec: LayerSpec) -> None:
         self.spec = spec
         self.norm_in, self.norm_attention, self.norm_mid, self.norm_mlp = (
-            RMSNorm(getattr(module, name)) if name is not None else _no_norm for name in astuple(spec.norms)
+            RMSNorm(getattr(module, name)) if name is not None else lambda x: x for name in astuple(spec.norms)
         )
         self.projections = {name: _join(*map(module.get_submodule, paths)) for name, paths in spec.projections.items()}
         attention = module.self_attn
@@ -407,7 +403,8 @@ class LlamaDecoder:
             qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
         # 2. rotary embedding of queries and keys together
         if layer.spec.rope is not None:
-            qk = _rotate(qk, inputs.rope[layer.spec.rope])
+            cos, sin = inputs.rope[layer.spec.rope]
+            qk = torch.addcmul(qk * cos, torch.roll(qk, qk.shape[-1] // 2, -1), sin)
         q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
         # 3. append keys and values to the earlier ones  [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -458,11 +455,6 @@ def _onednn_packs_bfloat16() -> bool:
     """Whether this PyTorch and CPU support oneDNN's products with reordered bfloat16 weights."""
     ops = torch.ops.mkldnn
     return all(hasattr(ops, name) for name in ONEDNN_OPS) and bool(ops._is_mkldnn_bf16_supported())
-
-
-def _rotate(x: Tensor, rope: Rope) -> Tensor:
-    cos, sin = rope
-    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), sin)
 
 
 def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -38,7 +38,7 @@ def parse_task(text: str, origin: str) -> Task:
         table = parse_toml(text)
     except ValueError as error:
         raise BadInput(f"{origin} is not TOML: {error}", hint="docs/tasks.md shows a task file") from error
-    faults = [*_unknown_key_faults(table), *_value_faults(table)]
+    faults = _key_faults(table)
     if not faults:
         table = _fill_defaults(table)
         faults = _contradictions(table)
@@ -70,18 +70,14 @@ def _toml(value: str | int | tuple[str, ...]) -> str:
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 
 
-def _unknown_key_faults(table: dict[str, Any]) -> list[str]:
+def _key_faults(table: dict[str, Any]) -> list[str]:
+    """Unknown keys, missing keys, and faults of single values."""
     faults = []
     for key in table:
         if key not in TASK_KEYS:
             near = get_close_matches(key, TASK_KEYS, 1)
             faults.append(f"{key[:60]!r} is not a key of a task file" + (f"; is it {near[0]}?" if near else ""))
-    return faults
-
-
-def _value_faults(table: dict[str, Any]) -> list[str]:
-    """Faults of single values."""
-    faults = [f"{key} is missing" for key in ("name", "prompt") if key not in table]
+    faults += [f"{key} is missing" for key in ("name", "prompt") if key not in table]
     for key, check in _CHECKS.items():
         if key in table and (fault := check(table[key])) is not None:
             faults.append(f"{key} {fault}")

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -201,14 +202,9 @@ class Trainer:
         numbers, owners = [one.example for one in due], [one.member for one in due]
         plan = plan_batches(self._scorer, numbers, owners, self.budget.tokens)
         batches = [[due[i] for i in batch] for batch in plan]
-
-        def run(batch: Sequence[_DueExample]) -> None:
-            self._forward_backward(batch, terms, totals)
-
-        def run_recomputing(batch: Sequence[_DueExample]) -> None:
-            self._forward_backward(batch, terms, totals, recomputes=True)
-
-        self.budget.run_batches(batches, run, run_recomputing if self._scorer.can_recompute else None)
+        run = partial(self._forward_backward, terms=terms, totals=totals)
+        run_recomputing = partial(run, recomputes=True) if self._scorer.can_recompute else None
+        self.budget.run_batches(batches, run, run_recomputing)
         losses: list[float] = totals.tolist()
         return {i: losses[i] for i in terms}
 
@@ -222,21 +218,18 @@ class Trainer:
         if limit is not None:
             recomputes |= max(self._scorer.tokens_per_pass(one.example) for one in batch) > limit
         with self._scorer.recomputing_layers(recomputes):
-            self._add_gradients(batch, terms, totals)
-
-    def _add_gradients(self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor) -> None:
-        owners, numbers = [one.member for one in batch], [one.example for one in batch]
-        # 1. factors of the batch's rows, as leaf tensors
-        params = self._group.params_for_rows(owners, self._scorer.dtype)
-        # 2. losses, and the batch row of each  [loss terms]
-        scores = self._scorer.score_rows(numbers, params.factors())
-        losses, row = example_losses(scores, [self._examples[i] for i in numbers])
-        # 3. weight each loss by its share of its member's mean, and run the backward pass
-        share = torch.tensor([1.0 / terms[i] for i in owners], device=losses.device)[row]
-        (losses * share).sum().backward()  # type: ignore[no-untyped-call]
-        # 4. add gradients and losses to their members
-        params.accumulate_grads()
-        totals.index_add_(0, torch.tensor(owners, device=losses.device)[row], (losses * share).detach())
+            owners, numbers = [one.member for one in batch], [one.example for one in batch]
+            # 1. factors of the batch's rows, as leaf tensors
+            params = self._group.params_for_rows(owners, self._scorer.dtype)
+            # 2. losses, and the batch row of each  [loss terms]
+            scores = self._scorer.score_rows(numbers, params.factors())
+            losses, row = example_losses(scores, [self._examples[i] for i in numbers])
+            # 3. weight each loss by its share of its member's mean, and run the backward pass
+            share = torch.tensor([1.0 / terms[i] for i in owners], device=losses.device)[row]
+            (losses * share).sum().backward()  # type: ignore[no-untyped-call]
+            # 4. add gradients and losses to their members
+            params.accumulate_grads()
+            totals.index_add_(0, torch.tensor(owners, device=losses.device)[row], (losses * share).detach())
 
     @torch.no_grad()
     def _clip(self, member: int) -> float:

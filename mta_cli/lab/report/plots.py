@@ -109,7 +109,11 @@ def draw_series(documents: Sequence[Document], by: str) -> Figure:
         panel.tick_params(labelbottom=True)
     handles, names = panels[0].lines, (reference_title(last), "the method named above")
     figure.legend(handles, names[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
-    _set_amount_ticks(panels[0], [document[by] for document in documents])
+    amounts = [document[by] for document in documents]
+    if amounts[0] > 0 and amounts[-1] >= 4 * amounts[0]:
+        panels[0].set_xscale("log")
+    panels[0].set_xticks(amounts, [f"{amount:g}" for amount in amounts])
+    panels[0].set_xticks([], minor=True)
     if last["metric"] in LOWER_IS_BETTER:
         panels[0].invert_yaxis()
     figure.supxlabel(by.replace("_", " "), fontsize=9, color=INK_COLOUR)
@@ -139,14 +143,6 @@ def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, c
     panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     mark, dashes = ("D", (0, (4, 2))) if chosen else ("o", "-")
     panel.plot(x, values, mark, linestyle=dashes, color=colour, markersize=3.5, linewidth=1.4, zorder=3)
-
-
-def _set_amount_ticks(panel: Axes, amounts: Sequence[float]) -> None:
-    """Put a tick at each measured amount; the axis is logarithmic if the amounts span a wide range."""
-    if amounts[0] > 0 and amounts[-1] >= 4 * amounts[0]:
-        panel.set_xscale("log")
-    panel.set_xticks(amounts, [f"{amount:g}" for amount in amounts])
-    panel.set_xticks([], minor=True)
 
 
 def draw_bytes(document: Document) -> Figure:

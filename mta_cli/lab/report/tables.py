@@ -138,18 +138,16 @@ def difference_tables(document: Document) -> list[Table]:
     First a table by label memory, where the reference was compared with several; then a table of the others for each
     label memory of the reference.
     """
-    return [table for metric in metrics(document) for table in _difference_tables(document, metric)]
-
-
-def _difference_tables(document: Document, metric: str) -> list[Table]:
-    by_memory = differences_by_memory(document, metric)
-    placed = {row["b"] for rows in by_memory.values() for row in rows.values()}
-    others = {
-        reference: [row for row in rows if row["b"] not in placed]
-        for reference, rows in differences_by_reference(document, metric).items()
-    }
-    first = [_memory_difference_table(document, metric, by_memory)] if by_memory else []
-    return first + [_difference_table(document, metric, reference, rows) for reference, rows in others.items() if rows]
+    tables = []
+    for metric in metrics(document):
+        by_memory = differences_by_memory(document, metric)
+        if by_memory:
+            tables.append(_memory_difference_table(document, metric, by_memory))
+        placed = {row["b"] for rows in by_memory.values() for row in rows.values()}
+        for reference, rows in differences_by_reference(document, metric).items():
+            if others := [row for row in rows if row["b"] not in placed]:
+                tables.append(_difference_table(document, metric, reference, others))
+    return tables
 
 
 def _memory_difference_table(document: Document, metric: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -232,8 +230,15 @@ def _span(found: Sequence[Any]) -> str:
 
 
 def seed_tables(group: Sequence[Document]) -> list[Table]:
-    """The scores of several seeds of one design, a table for each metric, and the differences in the main one."""
-    return [*(_seed_scores(group, metric) for metric in metrics(group[0])), *_seed_differences(group)]
+    """The scores of several seeds of one design, a table for each metric, and the paired differences in the
+    main metric, a table for each label memory of the reference.
+    """
+    by_seed = [differences_by_reference(document, document["metric"]) for document in group]
+    references = dict.fromkeys(reference for found in by_seed for reference in found)
+    return [
+        *(_seed_scores(group, metric) for metric in metrics(group[0])),
+        *(_seed_differences_to(one, group, [found.get(one, []) for found in by_seed]) for one in references),
+    ]
 
 
 def _seed_scores(group: Sequence[Document], metric: str) -> Table:
@@ -251,13 +256,6 @@ def _seed_scores(group: Sequence[Document], metric: str) -> Table:
 
 def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
     return (value is None, 0.0 if value is None else -signed_score(value, metric))
-
-
-def _seed_differences(group: Sequence[Document]) -> list[Table]:
-    """The paired differences in the main metric by seed, a table for each label memory of the reference."""
-    by_seed = [differences_by_reference(document, document["metric"]) for document in group]
-    references = dict.fromkeys(reference for found in by_seed for reference in found)
-    return [_seed_differences_to(one, group, [found.get(one, []) for found in by_seed]) for one in references]
 
 
 def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Sequence[Sequence[Any]]) -> Table:

@@ -130,11 +130,13 @@ class Report:
         """
         whole = group[0] if len(group) == 1 else pooled
         several = len(group) > 1
+        sizes = [pluralise(group[0][key], key[:-1]) for key in ("shots", "anchors") if group[0].get(key) is not None]
+        seeds = join_words(document["seed"] for document in group)
         seed_tables = [*tables.seed_tables(group), *(tables.seed_settings_tables(group) if pooled else ())]
         apart = "" if same_settings(group) else " Settings differ between the seeds."
         note = f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}"
         return {
-            "heading": _design_heading(group),
+            "heading": ", ".join([*sizes, f"seed{'s' if several else ''} {seeds}"]),
             "whole": self._evaluation(whole) if whole else None,
             "seeds_note": note if several else "",
             "seed_tables": seed_tables if several else [],
@@ -173,10 +175,3 @@ class Report:
             stem = f"{plain}-{count}"
         self._stems.add((stem, across))
         return stem
-
-
-def _design_heading(group: Sequence[Document]) -> str:
-    first = group[0]
-    parts = [pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
-    seeds = join_words(document["seed"] for document in group)
-    return ", ".join([*parts, f"seed{'s' if len(group) > 1 else ''} {seeds}"])

@@ -155,16 +155,15 @@ def newest_bank(reg: Registry, task: str, name: str | None = None, base: str | N
 def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange) -> tuple[PlanLine, ...]:
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
     user_names = work.reg.banks.dependent_users(work.bank.id)
-    total = len(work.reg.banks.anchors(work.bank.id))
+    anchors = work.reg.banks.anchors(work.bank.id)
+    kept = {anchor.user_id for anchor in anchors if not anchor.stale}
+    candidates = tuple(each for each in _candidates(work) if each.user.id not in kept)
     return (
         PlanLine("bank", bank_label(work.bank)),
-        PlanLine("stale anchors", f"{len(stale)} of {total}"),
+        PlanLine("stale anchors", f"{len(stale)} of {len(anchors)}"),
         PlanLine("users who lose recipes and stacks", join_some(user_names) if user_names else "none"),
         PlanLine("neighbours", _format_neighbour_change(change)),
-        *build_plan_lines(
-            work.reg,
-            BankInputs(replace(work.request, options=options), tuple(work.pool), tuple(_replacement_candidates(work))),
-        ),
+        *build_plan_lines(work.reg, BankInputs(replace(work.request, options=options), tuple(work.pool), candidates)),
     )
 
 
@@ -172,12 +171,6 @@ def _format_neighbour_change(change: NeighbourChange) -> str:
     if change.needs_fit and not (change.new_items or change.removed_ids):
         return "unchanged; the label memory is fitted again"
     return f"{len(change.new_items):,} items added, {len(change.removed_ids):,} removed"
-
-
-def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
-    """The users who can become anchors and are not anchors of the bank now."""
-    kept = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if not anchor.stale}
-    return [each for each in _candidates(work) if each.user.id not in kept]
 
 
 def _candidates(work: _RefreshState) -> list[Contributor]:

@@ -76,9 +76,13 @@ def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
     """
     import numpy as np
 
+    from mta_cli.pipeline.data.profiles import profile_matrix
+
     middle, directions, share = _principal_components(reg, bank)
     anchors = reg.banks.anchors(bank.id)
-    known, marks = _anchor_profiles(reg, bank, anchors)  # indices into `anchors`; [known, width]
+    number = {anchor.user_id: n for n, anchor in enumerate(anchors) if anchor.user_id is not None}
+    owners, marks = profile_matrix(reg, bank.task, bank.embedder, list(number))  # those with a profile; [known, width]
+    known = np.array([number[owner] for owner in owners], np.int16)  # indices into `anchors`
     ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
     for users, rows in _profile_batches(reg, bank):
         ids += users
@@ -134,17 +138,6 @@ def _principal_components(reg: Registry, bank: Bank) -> tuple[NDArray[np.float32
     variance = float(max(np.trace(square) / count - middle @ middle, 1e-12))
     first, second = (*(min(1.0, float(value) / variance) for value in values), 0.0)[:2]
     return middle.astype(np.float32), directions.astype(np.float32), (first, second)
-
-
-def _anchor_profiles(reg: Registry, bank: Bank, anchors: list[Anchor]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """The indices of the anchors that have a profile, and these profiles."""
-    import numpy as np
-
-    from mta_cli.pipeline.data.profiles import profile_matrix
-
-    number = {anchor.user_id: n for n, anchor in enumerate(anchors) if anchor.user_id is not None}
-    users, rows = profile_matrix(reg, bank.task, bank.embedder, list(number))
-    return np.array([number[user] for user in users], np.int16), rows
 
 
 def _profile_batches(

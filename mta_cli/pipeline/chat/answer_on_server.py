@@ -143,7 +143,9 @@ def _stream_server_answer(
         "seed": asking.machine.seed if given.temperature else None,
     }
     body: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
-    body |= {"model": _server_model_name(user), "messages": [*system, {"role": "user", "content": text}]}
+    # on the server, `base` is the bare base, and `base:base` a user whose name is `base`
+    name = "base" if user is None else "base:base" if user.name == "base" else user.name
+    body |= {"model": name, "messages": [*system, {"role": "user", "content": text}]}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     try:
         with short_path(server.http) as place:
@@ -160,8 +162,3 @@ def _stream_server_answer(
     source = AnswerSource(told.mode, told.bank, told.version, anchors)
     model = ComparedModel(source.mode, user, (), source, spoken)
     return ServerAnswer(model, str(told.task), told.own_examples)
-
-
-def _server_model_name(user: User | None) -> str:
-    """The name of a user's model on the server: the user's name, or `base:base` for a user whose name is `base`."""
-    return "base" if user is None else "base:base" if user.name == "base" else user.name

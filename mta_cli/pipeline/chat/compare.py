@@ -152,9 +152,16 @@ def compare_prompt(
 
 def _load_columns(model: ChatModel, others: Sequence[User]) -> Generator[Event, None, list[ComparedModel]]:
     """The models of the current user, and the most personal model of each of `others` who has one."""
-    columns = _user_models(model)
+    task, fingerprint = model.task.name, model.base.fingerprint
+    columns = [ComparedModel("base", model.user, (), AnswerSource("base"))]
+    for mode in available_modes(model.reg, model.user, task, fingerprint)[1:]:
+        columns.append(_load_compared_model(model, mode, model.user, mode))
     for user in others:
-        yield from _add_other_user(model, user, columns)
+        best = most_personal_mode(model.reg, user, task, fingerprint)
+        if best not in OWN_MODES:
+            yield Note(f"{user.name} has no model of their own for {task} and is left out.", warning=True)
+        elif all(column.key != f"@{user.name}" for column in columns):
+            columns.append(_load_compared_model(model, f"@{user.name}", user, best))
     return columns
 
 
@@ -192,8 +199,14 @@ def comparison_result(
     answers: dict[str, str | None] = dict.fromkeys(PERSONALISATION_MODES)
     details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
     for column in columns:
-        answers[column.key] = column.generation.text
-        details[column.key] = _answer_details(column, task, shown)
+        spoken = column.generation
+        step = ladder_steps_up_to(column.source, examples=shown, memory=spoken.has_memory)[-1].name
+        rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
+        answers[column.key] = spoken.text
+        details[column.key] = answer_json(column.user, task, column.source, spoken) | {
+            "step": step,
+            "tokens_per_second": None if rate is None else round(rate, 1),
+        }
     return {
         "user": None if user is None else user.name,
         "prompt": text,
@@ -224,31 +237,6 @@ def comparison_column_keys(
     task = default_task(reg, user, asked, base)
     beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) in OWN_MODES]
     return [*available_modes(reg, user, task, base), *beside]
-
-
-def _answer_details(column: ComparedModel, task: str, shown: int) -> dict[str, Any]:
-    spoken = column.generation
-    step = ladder_steps_up_to(column.source, examples=shown, memory=spoken.has_memory)[-1].name
-    rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
-    answer = answer_json(column.user, task, column.source, spoken)
-    return answer | {"step": step, "tokens_per_second": None if rate is None else round(rate, 1)}
-
-
-def _user_models(model: ChatModel) -> list[ComparedModel]:
-    """The columns of the current user, the base first."""
-    modes = available_modes(model.reg, model.user, model.task.name, model.base.fingerprint)
-    bare = ComparedModel("base", model.user, (), AnswerSource("base"))
-    return [bare, *(_load_compared_model(model, mode, model.user, mode) for mode in modes[1:])]
-
-
-def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
-    """Add a column for another user's most personal model, or yield a warning if there is none."""
-    task = model.task.name
-    best = most_personal_mode(model.reg, user, task, model.base.fingerprint)
-    if best not in OWN_MODES:
-        yield Note(f"{user.name} has no model of their own for {task} and is left out.", warning=True)
-    elif all(column.key != f"@{user.name}" for column in columns):
-        columns.append(_load_compared_model(model, f"@{user.name}", user, best))
 
 
 def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: str) -> ComparedModel:

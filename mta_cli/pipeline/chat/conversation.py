@@ -262,7 +262,10 @@ class Conversation:
             raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
         self._start_empty()
         self.chat, self.autosave = chat, True
-        question, kept = "", self._kept_exchanges(user)
+        task, question = self.model.options.task or FREE_TASK, ""
+        # the (task, id) of each item that was kept from a conversation, by its (question, answer)
+        items = self.model.reg.items.recent_items(user.id, task)
+        kept = {(item.input, item.output): (task, item.key) for item in items if kept_from_chat_at(item)}
         for message in chats.messages(chat_id):
             if message.role == "user":
                 question = message.content
@@ -271,12 +274,6 @@ class Conversation:
                 self.exchanges.append(Exchange(question, message.content, message.source, as_item, stored=True))
                 self._last_ended = message.source.get(ENDED_KEY, "")
         yield Note(f"Continuing chat {chat_id} of {user.name}.")
-
-    def _kept_exchanges(self, user: User) -> dict[tuple[str, str], tuple[str, str]]:
-        """The (task, id) of each item that was kept from a conversation, by its (question, answer)."""
-        task = self.model.options.task or FREE_TASK
-        items = self.model.reg.items.recent_items(user.id, task)
-        return {(item.input, item.output): (task, item.key) for item in items if kept_from_chat_at(item)}
 
     def save(self, target: str = "") -> Iterator[Event]:
         """Store the conversation and all its later exchanges; with `target`, also write it to that new text file."""

@@ -38,15 +38,12 @@ class TableSample:
 
     def guess(self, given: ColumnMapping | None = None) -> ColumnGuess:
         """Guess the roles of the columns that the mapping `given` does not use."""
-        known = {part: columns for part, columns in self._given_columns(given).items() if None not in columns}
+        templates = given.templates if given is not None else {}
+        found = {part: [find_column(name, self.columns) for name in one.columns] for part, one in templates.items()}
+        known = {part: columns for part, columns in found.items() if None not in columns}
         taken = {column for columns in known.values() for column in columns}
         rows = [{name: cell for name, cell in row.items() if name not in taken} for row in self.rows]
         return guess_columns(rows, given=known)
-
-    def _given_columns(self, given: ColumnMapping | None) -> dict[str, list[str | None]]:
-        """The columns of each mapped part, None for a missing column."""
-        templates = given.templates if given is not None else {}
-        return {part: [find_column(name, self.columns) for name in one.columns] for part, one in templates.items()}
 
     def missing_parts(self, source: ImportSource) -> list[str]:
         """The required parts of a record for which neither the source's mapping nor a column name fits."""

@@ -62,7 +62,14 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
 
     Raises BadInput with all faults, and if a different task has this name.
     """
-    text = _read(path)
+    from mta_cli.pipeline.data.formats.reading import decode_utf8, open_file, reject_magic_bytes
+
+    with open_file(path) as stream:
+        content = stream.read(4 * MAX_TASK_FILE_CHARACTERS + 1)
+    if len(content) > 4 * MAX_TASK_FILE_CHARACTERS:
+        raise BadInput(f"{path.name} is not a task file: it has more than {4 * MAX_TASK_FILE_CHARACTERS:,} bytes")
+    reject_magic_bytes(content, path.name)
+    text = decode_utf8(content, path.name)
     task = parse_task(text, path.name)
     if task.name in BUILTIN_TASKS:
         raise BadInput(f"{path.name}: a built-in task has the name {task.name!r}", hint="give your task another name")
@@ -125,14 +132,3 @@ def _parse_stored_task(name: str, text: str) -> Task:
                 Command("task add", "FILE"),
             ),
         ) from error
-
-
-def _read(path: Path) -> str:
-    from mta_cli.pipeline.data.formats.reading import decode_utf8, open_file, reject_magic_bytes
-
-    with open_file(path) as stream:
-        content = stream.read(4 * MAX_TASK_FILE_CHARACTERS + 1)
-    if len(content) > 4 * MAX_TASK_FILE_CHARACTERS:
-        raise BadInput(f"{path.name} is not a task file: it has more than {4 * MAX_TASK_FILE_CHARACTERS:,} bytes")
-    reject_magic_bytes(content, path.name)
-    return decode_utf8(content, path.name)

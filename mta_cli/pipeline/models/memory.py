@@ -145,12 +145,8 @@ def training_bytes(shape: Shape, precision: str) -> int:
 
 def answering_bytes(shape: Shape, precision: str) -> int:
     """The most memory of a server with one conversation of `CONTEXT_TOKENS`."""
-    return PROGRAM_BYTES + weight_bytes(shape, precision, "answer") + key_value_bytes(shape, precision, CONTEXT_TOKENS)
-
-
-def key_value_bytes(shape: Shape, precision: str, tokens: int) -> int:
-    """The keys and values of `tokens` tokens in all layers."""
-    return number_bytes(precision) * 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
+    key_values = number_bytes(precision) * 2 * shape.layers * shape.kv_heads * shape.head_dim * CONTEXT_TOKENS
+    return PROGRAM_BYTES + weight_bytes(shape, precision, "answer") + key_values
 
 
 def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:

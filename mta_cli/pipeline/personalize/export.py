@@ -50,7 +50,6 @@ from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.text.prompts import PromptBuilder
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
@@ -202,6 +201,9 @@ def _texts(
     notes: Sequence[str],
     examples: Sequence[HistoryExample],
 ) -> dict[str, FileContent]:
+    from mta_cli.engine.model.load import load_tokenizer
+    from mta_cli.engine.text.prompts import PromptBuilder
+
     card = ExportCard(
         options.form,
         public_base_name(entry),
@@ -213,22 +215,14 @@ def _texts(
         base_revision(entry, options.base_name),
         tuple(examples),
     )
-    prompter = _prompter(entry, task)
+    tokenizer = load_tokenizer(entry.path)
+    prompter = PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])
     texts: dict[str, FileContent] = {CARD_FILE: card.readme(prompter)}
     if examples:
         texts[EXAMPLES_FILE] = card.examples_json(prompter)
     if options.form in ("gguf", "gguf-lora"):
         texts[MODELFILE] = card.modelfile(prompter)
     return texts
-
-
-def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
-    """The task's prompt builder for the base, without the base's weights."""
-    from mta_cli.engine.model.load import load_tokenizer
-    from mta_cli.engine.text.prompts import PromptBuilder
-
-    tokenizer = load_tokenizer(entry.path)
-    return PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])
 
 
 def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]]:

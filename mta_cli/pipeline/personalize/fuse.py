@@ -194,7 +194,10 @@ def make_recipes(
             for one, shares in found
         ]
         with reg.transaction():
-            _require_anchors(bench, [share.anchor_id for recipe in batch for share in recipe.shares])
+            known = {anchor.id for anchor in reg.banks.anchors(bench.bank.id)}
+            if not known.issuperset(share.anchor_id for recipe in batch for share in recipe.shares):
+                changed = f"Anchors of bank {bench.bank.name} v{bench.bank.version} were replaced while it was fused."
+                raise UsersChanged(changed, hint="run this again")
             for recipe in batch:
                 reg.recipes.save_recipe(recipe)
         recipes |= {recipe.user_id: recipe for recipe in batch}
@@ -264,15 +267,6 @@ def _weigh_batches(
         while done in early:
             yield list(zip(batches[done], early.pop(done), strict=True))
             done += 1
-
-
-def _require_anchors(bench: Workbench[FuseRequest], anchors: Sequence[int]) -> None:
-    bank = bench.bank
-    known = {anchor.id for anchor in bench.reg.banks.anchors(bank.id)}
-    if not known.issuperset(anchors):
-        raise UsersChanged(
-            f"Anchors of bank {bank.name} v{bank.version} were replaced while it was fused.", hint="run this again"
-        )
 
 
 def recipe_json(reg: Registry, user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:

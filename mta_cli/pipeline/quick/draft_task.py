@@ -89,11 +89,6 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
     )
 
 
-def undrafted_task(name: str) -> Task:
-    """A placeholder task for reading outputs before their task can be drafted."""
-    return Task(name, "text", "")
-
-
 def task_name(path: Path) -> str:
     """A task's name from a file's name: `My Films.csv` gives `my-films`."""
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.casefold()).strip("-")[:48].strip("-")

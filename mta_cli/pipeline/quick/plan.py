@@ -175,22 +175,19 @@ def _candidates(work: Workload, options: BankOptions) -> Iterator[QuickSizes]:
     All users who are not anchors are measured.
     """
     asked = sum(count > 0 for count in work.queries)
+    # `PASSES`, with numbers of passes replaced by settings
+    of_task, of_anchors = _changed(options, "task_epochs"), _changed(options, "epochs")
+    passes = dict.fromkeys((of_task or first, of_anchors or second, weighed) for first, second, weighed in PASSES)
     for users in (None, *(count for count in BANK_USERS if count < len(work.held))):
         held = sorted(work.held, reverse=True)[:users]
         chosen = choose_sizes(held, options).options
         measured = asked - chosen.anchor_count if asked > chosen.anchor_count else asked
         longest = max(held, default=0)
         for items in (count for n, count in enumerate(ITEMS) if n == 0 or count < longest):
-            for task_epochs, epochs, weighed in _passes(options):
+            for task_epochs, epochs, weighed in passes:
                 yield QuickSizes(
                     chosen.anchor_count, chosen.anchor_items, items, task_epochs, epochs, weighed, measured, users
                 )
-
-
-def _passes(options: BankOptions) -> Iterator[tuple[int, int, bool]]:
-    """`PASSES`, with numbers of passes replaced by settings."""
-    task_epochs, epochs = _changed(options, "task_epochs"), _changed(options, "epochs")
-    return iter(dict.fromkeys((task_epochs or first, epochs or second, weighed) for first, second, weighed in PASSES))
 
 
 def _changed(options: BankOptions, name: str) -> int | None:
@@ -201,44 +198,34 @@ def _changed(options: BankOptions, name: str) -> int | None:
 def _plan_lines(
     work: Workload, options: BankOptions, sizes: QuickSizes, seconds: float, rows_per_second: float, minutes: float
 ) -> tuple[PlanLine, ...]:
+    from mta_cli.engine.evaluation.statistics import planned_detectable_effect
+
     fits = f"what fits into {minutes:g} min"
     held = sorted(work.held, reverse=True)[: sizes.bank_users]
     asked = sum(count > 0 for count in work.queries)
     seen = "not seen" if sizes.held_out_weights else "seen"
     weighed = [PlanLine("memory", f"weighed on users whom the task adapter has {seen}", fits)]
+    given = [_changed(options, name) is not None for name in ("task_epochs", "epochs")]
+    passes_from = "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
+    shots = max(work.shots(sizes.max_items), default=0)
+    steps = pluralise(work.stack_schedule(shots).steps, "step")
+    personal = f"fusions from at most {pluralise(shots, 'item')}, stacks from the same in {steps}"
+    least = planned_detectable_effect([max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD)
+    power = f"a difference of {least:.3f} nats is found with 80 % probability"
     return (
         PlanLine("rate", f"{rows_per_second:.3g} rows a second", f"{TIMED_STEPS} training steps on these prompts"),
         PlanLine("bank's users", f"{len(held)} of {len(work.held)}", fits if sizes.bank_users else BY_THE_DATA),
         *choose_sizes(held, options).plan_lines,
         PlanLine("items of a user", f"the latest {sizes.max_items} at most", fits),
-        PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", _passes_origin(options, fits)),
+        PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", passes_from),
         PlanLine("rows in a step", str(BATCH_SIZE), "short histories give few steps"),
         *(weighed if work.labels else []),
-        PlanLine("users' models", _personal_words(work, sizes), fits),
+        PlanLine("users' models", personal, fits),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
-        _power_line(work, sizes),
+        PlanLine("power", power, f"guess: differences spread by {LOGLIK_SD:g} a question"),
         PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
     )
-
-
-def _power_line(work: Workload, sizes: QuickSizes) -> PlanLine:
-    from mta_cli.engine.evaluation.statistics import planned_detectable_effect
-
-    least = planned_detectable_effect([max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD)
-    said = f"a difference of {least:.3f} nats is found with 80 % probability"
-    return PlanLine("power", said, f"guess: differences spread by {LOGLIK_SD:g} a question")
-
-
-def _passes_origin(options: BankOptions, fits: str) -> str:
-    given = [_changed(options, name) is not None for name in ("task_epochs", "epochs")]
-    return "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
-
-
-def _personal_words(work: Workload, sizes: QuickSizes) -> str:
-    shots = max(work.shots(sizes.max_items), default=0)
-    steps = pluralise(work.stack_schedule(shots).steps, "step")
-    return f"fusions from at most {pluralise(shots, 'item')}, stacks from the same in {steps}"
 
 
 def sample_rows(

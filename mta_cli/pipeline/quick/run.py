@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label, parse_number, round_number
 from mta_cli.engine.text.task_files import task_to_toml
-from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
 from mta_cli.options import (
@@ -42,7 +42,7 @@ from mta_cli.pipeline.data.tasks import find_task, has_task, is_task_stored
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
-from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
+from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name
 from mta_cli.pipeline.quick.plan import (
     QuickPlan,
     QuickSizes,
@@ -67,7 +67,6 @@ from store.records import Bank, Run, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
 AskTime = Callable[[float], None]
@@ -190,7 +189,8 @@ def _read_file(
     there = _find_existing(reg, complete)
     if own is not None and there is None:
         there = find_task(reg, name) if has_task(reg, name) else replace(own, name=name)
-    summary = yield from _summarise(reg, source, there or undrafted_task(name))
+    # outputs are read with a placeholder before their task can be drafted
+    summary = yield from _summarise(reg, source, there or Task(name, "text", ""))
     if there is not None:
         task, step = there, _step_of(there, summary)
     else:

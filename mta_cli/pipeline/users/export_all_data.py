@@ -64,7 +64,12 @@ def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
     adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
     files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
     files |= {file: reg.files.read(digest) for digest, file in adapters.items() if file is not None}
-    files["README.md"] = _readme_text().encode()
+    lines = "".join(f"- `{name}`: {what}\n" for name, what in FILE_DESCRIPTIONS.items())
+    readme = (
+        "# What is held about a user\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
+        f"as safetensors under the digests of their contents.\n\n{lines}"
+    )
+    files["README.md"] = readme.encode()
     with record_export(reg, user, target, "all data"):
         write_folder(target, files, "What is held", private=True)
     yield ArtifactSaved("all data", str(target), f"{len(files)} files")
@@ -154,11 +159,3 @@ def _unpack_floats(packed: bytes | None, dtype: str) -> list[float] | None:
     import numpy as np
 
     return None if packed is None else [float(number) for number in np.frombuffer(packed, dtype)]
-
-
-def _readme_text() -> str:
-    lines = "".join(f"- `{name}`: {what}\n" for name, what in FILE_DESCRIPTIONS.items())
-    return (
-        "# What is held about a user\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
-        f"as safetensors under the digests of their contents.\n\n{lines}"
-    )

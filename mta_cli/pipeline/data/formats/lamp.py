@@ -111,17 +111,10 @@ def parse_questions(
                 yield record
         else:
             findings.skip_counts[NO_GOLD] += 1
-    _report_unused_golds(answers, asked, file, findings)
-
-
-def _report_unused_golds(
-    answers: Mapping[str, str], asked: Mapping[str, int], file: str, findings: ParseFindings
-) -> None:
     unused = sum(key not in asked for key in answers)
     if unused and unused == len(answers):
-        findings.add_fault(
-            SourceLocation(file), f"none of the {unused:,} gold answers belongs to a question of this file"
-        )
+        fault = f"none of the {unused:,} gold answers belongs to a question of this file"
+        findings.add_fault(SourceLocation(file), fault)
     elif unused:
         findings.skip_counts[NO_QUESTION] += unused
 

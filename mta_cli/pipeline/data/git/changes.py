@@ -81,7 +81,8 @@ class Change:
         kept = self.added_lines if line.startswith(b"+") else self.removed_lines
         if len(kept) == MAX_LINES:
             return
-        text = _plain_line(line[1:])
+        content = _decode(line[1 : 1 + 4 * LINE_CHARACTERS])  # a character has at most 4 bytes
+        text = shorten("".join(char if char.isprintable() else " " for char in content), LINE_CHARACTERS)
         if _WORD.search(text) and text not in kept:
             kept.append(text)
 
@@ -138,12 +139,6 @@ def _path(line: bytes, before: bytes) -> str:
 
 def _decode(content: bytes) -> str:
     return content.decode(errors="replace")
-
-
-def _plain_line(content: bytes) -> str:
-    """A line of text without control characters and repeated white space, cut."""
-    text = "".join(char if char.isprintable() else " " for char in _decode(content[: 4 * LINE_CHARACTERS]))
-    return shorten(text, LINE_CHARACTERS)
 
 
 def _cut_path(path: str) -> str:

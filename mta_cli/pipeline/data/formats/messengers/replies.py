@@ -39,7 +39,11 @@ class MessengerReplies:
             if message.conversation != self._conversation:
                 yield from self._end_conversation()
                 self._conversation = message.conversation
-            self._count(message)
+            self._seen += 1
+            if message.text and message.names:
+                shown = message.names[0]
+                if shown in self._counts or len(self._counts) < _COUNTED_SENDERS:
+                    self._counts[shown] += 1
             if not self._names and self._seen >= SEARCHED_MESSAGES:
                 self._raise_no_name()
             mine = self._is_mine(message)
@@ -73,13 +77,6 @@ class MessengerReplies:
         for pairs in self._threads.values():
             yield from pairs.end()
         self._threads = {}
-
-    def _count(self, message: Message) -> None:
-        self._seen += 1
-        if message.text and message.names:
-            shown = message.names[0]
-            if shown in self._counts or len(self._counts) < _COUNTED_SENDERS:
-                self._counts[shown] += 1
 
     def _is_mine(self, message: Message) -> bool:
         own = self._names.intersection(map(fold_name, message.names))
