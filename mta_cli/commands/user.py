@@ -315,7 +315,8 @@ def adapt(
 ) -> None:
     """Train users' own stacks on what they wrote.
 
-    A recipe is made first if it is missing or its evidence came from other items; mta user fuse changes any other.
+    A user whose recipe is missing, or was made from other items, gets a new one first. mta user fuse makes recipes
+    with other options.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adaptations

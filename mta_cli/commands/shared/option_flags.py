@@ -118,7 +118,8 @@ def _parameter(cls: type[Any], name: str) -> inspect.Parameter:
 
 def _typer_option(setting: Setting) -> Any:
     flag, choices, default = setting.flag, setting.choices, setting.default
-    plain_switch = setting.kind is bool and setting.key not in all_settings()  # nothing else could have set it
+    # a switch that no settings file can turn on needs no --no- flag to turn it off
+    plain_switch = setting.kind is bool and setting.key not in all_settings()
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     panels = [title for start, title in PANELS.items() if setting.key.startswith(start)]
     return typer.Option(

@@ -105,7 +105,7 @@ class PromptPass:
         return scores
 
     def _run(self, ids: Tensor, positions: Tensor, masks: Masks, first: int) -> Tensor:
-        """The last states [texts, time, width] of `ids` [texts, time], which follow the first `first` tokens."""
+        """The last layer's states [texts, time, width] for the tokens `ids` [texts, time] at positions from `first` on."""
         decoder = self._decoder
         users, prompts = [text.user for text in self.texts], [text.prompt for text in self.texts]
         loras = prompt_loras(users, prompts, first, first + ids.shape[1])

@@ -108,7 +108,7 @@ class BaseInfo:
 
 
 def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
-    """The base in folder `path` without its weights. Raises BadInput if it is unsafe or not a causal language model."""
+    """The base in folder `path` without its weights. Raises BadInput if it is not a causal language model."""
     from transformers import AutoConfig, GenerationConfig
 
     quiet_libraries()
@@ -140,10 +140,10 @@ def load_base(
 
     `name` is for messages, by default the folder's name; `fingerprint` is for callers who store adapters. With
     `quantize` "nf4", the weights of the decoder's linear layers are packed while they are read. Raises BadInput if the
-    folder is unsafe or not a causal language model, IntegrityFault if its weights are incomplete or not finite,
+    folder is not a causal language model with safetensors, IntegrityFault if its weights are incomplete or not finite,
     UsageError if it cannot be packed.
     """
-    # 1. refuse an unsafe folder and an impossible machine before anything is loaded
+    # 1. refuse a folder without safetensors and an impossible machine before anything is loaded
     name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)

@@ -25,7 +25,7 @@ class Embedder:
     """A loaded sentence embedder. `window` is its maximum number of tokens."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Loads the folder. Raises BadInput if it is unsafe, damaged or not a sentence embedder."""
+        """Loads the folder. Raises BadInput if it is damaged or not a sentence embedder."""
         check_folder(path)
         from mta_cli.engine.model.load import quiet_libraries, resolve_device
 

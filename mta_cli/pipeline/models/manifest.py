@@ -109,7 +109,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
 
 
 def make_manifest(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
-    """The manifest of the model in `path`, after checking and reading all files. Raises for an unsafe model."""
+    """The manifest of the model in `path`, after checking and reading all files. Raises as `check_folder`."""
     folders.check_folder(path, thorough=True)
     files = [file for file in folders.model_files(path) if file.name != MANIFEST]
     digests = {file.as_posix(): folders.sha256_file(path / file) for file in files}

@@ -68,7 +68,10 @@ class ExportCheck:
         return -sum(value for (value,) in found) / sum(len(row.input_ids) - row.answer_start for row in rows)
 
     def count_changed_answers(self, before: Sequence[LoraWeights], after: LoraWeights) -> tuple[int, int]:
-        """How many greedy answers of `before` and `after` differ, and of how many. Raises NotFound without any."""
+        """The number of items whose greedy answers by `before` and `after` differ, and of all compared items.
+
+        Raises NotFound if the user has no items.
+        """
         from mta_cli.engine.generation.generate import generate_answers
         from mta_cli.engine.generation.request import SamplingParams
 

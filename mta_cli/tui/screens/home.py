@@ -101,7 +101,7 @@ class HomeScreen(BaseScreen):
 
     @work(group="gains", exclusive=True, exit_on_error=False)
     async def _load_gains(self, changes: int) -> None:
-        self._gains_of = changes  # so that an error is shown only once
+        self._gains_of = changes  # set before reading: gains that fail to load are tried again only after a change
         self._gains = await self.mta_app.profile_thread.run(lambda reg: load_gains(reg, MAX_ENTRIES))
         self._show_gains()
 

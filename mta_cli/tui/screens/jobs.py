@@ -118,7 +118,7 @@ step. The height is relative: the percentage says how much the loss changed."""
                 continue
             if one.run is None and any(each.kind == one.kind and not each.finished for each in jobs):
                 continue  # a job of this window resumes it; without a run it is recognised by its kind
-            # If it ran in this window, it is listed as that job.
+            # An interrupted job that this window ran keeps its entry in the list.
             job = job or next((each for each in jobs if each.finished and one.run in each.run_ids), None)
             self._interrupted_jobs[_job_option_id(job) if job is not None else key] = one
         self._show_list()
