@@ -105,7 +105,7 @@ class PromptPass:
         return scores
 
     def _run(self, ids: Tensor, positions: Tensor, masks: Masks, first: int) -> Tensor:
-        """The last layer's states [texts, time, width] for the tokens `ids` [texts, time] at positions from `first` on."""
+        """The last layer's states [texts, time, width] for tokens `ids` [texts, time] at positions from `first` on."""
         decoder = self._decoder
         users, prompts = [text.user for text in self.texts], [text.prompt for text in self.texts]
         loras = prompt_loras(users, prompts, first, first + ids.shape[1])

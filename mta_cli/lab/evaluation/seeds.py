@@ -167,7 +167,7 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
         settings = [own for result in results for own in used_settings(result, name)]
         if len({own.get("version", 1) for own in settings}) > 1:
             raise UsageError(
-                f"These evaluations cannot be pooled: they were made by versions of mta that compute {name} differently.",
+                f"These evaluations cannot be pooled: different versions of mta computed {name} differently.",
                 hint="run the older evaluation again",
             )
         given = {key for result in results for key in result.get("given", {}).get(name, {})}
