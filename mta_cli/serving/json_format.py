@@ -109,12 +109,14 @@ class _Constraint:
         self._matcher = matcher
 
     def allowed(self) -> Tensor:
-        """Raises ApiError once llguidance has given up: it then allows only the end of the answer."""
+        """Which tokens [vocabulary] may come next. Raises ApiError once llguidance has given up on the schema: its mask
+        would only end the answer.
+        """
         import torch
 
         mask = self._matcher.compute_bitmask()
         if fault := self._matcher.get_error():
-            log.warning("a schema could not be carried on: an answer ended")
+            log.warning("llguidance gave up on a schema: an answer ended with an error")
             raise _unusable(fault)
         return torch.from_numpy(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").astype(bool))
 

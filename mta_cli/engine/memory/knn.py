@@ -98,9 +98,11 @@ class NeighbourIndex:
 
     @cached_property
     def _cached_until(self) -> Callable[[str, int | None], NeighbourIndex]:
+        """`_items_until` with a cache, because the questions of an evaluation share their times."""
         return lru_cache(MAX_CACHED_TIMES)(self._items_until)
 
     def _items_until(self, time: str, asker: int | None) -> NeighbourIndex:
+        """The items that are not later than `time`; their label rates leave out the user `asker`."""
         kept = np.array([known <= time for known in self.times])
         earlier = self._select(kept)
         counted = earlier.labels[earlier.item_users != asker]

@@ -294,6 +294,7 @@ class LlamaDecoder:
         }
 
     def _rope_table(self, name: str, steps: Tensor) -> Rope:
+        """Cosines and sines at positions `steps`, the first half of the sines negated: rotating is then one roll."""
         cos, sin = self._rotary(self.head.weight, steps[None], *(() if name == ONE_ROPE else (name,)))
         cos, sin = cos[0].to(self.dtype, copy=True), sin[0].to(self.dtype, copy=True)
         sin[..., : self.head_dim // 2].neg_()
