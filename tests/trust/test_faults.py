@@ -22,11 +22,11 @@ ERRORS = (errno.ENOSPC, errno.EIO)
 WAYS = {errno.ENOSPC: "no space (ENOSPC)", errno.EIO: "I/O error (EIO)", SHORT: "short write"}
 THOROUGH = KILLS >= 200
 WRITERS = [
-    ("bank build", False, 10),
-    ("bank build", True, 20),
-    ("user adapt", False, 8),
-    ("user rm", False, 1),
-    ("model pull", False, 1),
+    ("bank build", False, 20),
+    ("bank build", True, 40),
+    ("user adapt", False, 16),
+    ("user rm", False, 2),
+    ("model pull", False, 2),
 ]
 """Scenes that write files, whether with checkpoints, and of how many calls one fails unless all do."""
 

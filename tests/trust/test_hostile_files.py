@@ -22,7 +22,6 @@ from mta_cli.pipeline.models.download import choose_files
 from mta_cli.pipeline.user_weights import load_weights
 from tests.pipeline.world import World, asking, make_world
 from tests.trust.tally import tally
-from tests.trust.test_hostile_models import archive
 
 FOLDER = "tiny/model"
 
@@ -73,7 +72,10 @@ def test_archives_stay_in_their_folder(package: ModelPackage, tmp_path: Path) ->
 
 
 def broken(kind: str) -> bytes:
-    content = archive((f"{FOLDER}/config.json", b"{}"))
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(f"{FOLDER}/config.json", b"{}")
+    content = made.getvalue()
     match kind:
         case "size lies":
             return content.replace(b"\x02\x00\x00\x00\x02\x00\x00\x00", b"\xff\xff\xff\x7f\xff\xff\xff\x7f")

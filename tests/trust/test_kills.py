@@ -82,7 +82,7 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("pull", 2), ("user adapt", 12)]
+    ("name", "share"), [("model pull", 2), ("user rm", 2), ("restore", 4), ("pull", 4), ("user adapt", 24)]
 )
 def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, share: int) -> None:
     """Before every call, or, unless there are 200 kills, before one of `share` calls."""

@@ -38,10 +38,11 @@ _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
 def read_json(path: Path) -> Any:
     """The parsed JSON of a file in a model's folder. Raises BadInput if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_to_read(path) as file:
+            return json.loads(file.read().decode())
     except FileNotFoundError:
         raise NotFound(f"{path.parent} has no {path.name}; it is not a model's folder") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
 
 
