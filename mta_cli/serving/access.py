@@ -48,7 +48,10 @@ class Access:
 
     def refuse_foreign_host(self, header: str | None) -> None:
         """Raises ApiError if no key is needed and a request names another host, as in DNS rebinding by a web page."""
-        if not self._needs_key and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
+        # the header is `host`, `host:port` or `[address]:port`
+        match = _HOST.fullmatch((header or "").strip().lower())
+        name = match[1].strip("[]") if match else ""
+        if not self._needs_key and name not in (*LOOPBACK_NAMES, self._host):
             raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:
@@ -72,9 +75,3 @@ class Access:
             return await asyncio.get_running_loop().run_in_executor(self._check_thread, self.keys.find, token)
         finally:
             self._checks[slow] -= 1
-
-
-def _host_name(header: str) -> str:
-    """The host of `host`, `host:port` or `[address]:port`, in lower case; empty for another form."""
-    match = _HOST.fullmatch(header.strip().lower())
-    return match[1].strip("[]") if match else ""
