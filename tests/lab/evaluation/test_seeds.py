@@ -151,7 +151,7 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
     name = next(iter(made.result["methods"]))
     old = {**made.result, "settings": {**made.result["settings"], name: {"version": 99}}}
     reg.evaluations.finish_evaluation(3, old)
-    with pytest.raises(UsageError, match=f"{name} was measured by versions of mta"):
+    with pytest.raises(UsageError, match=f"versions of mta computed {name} differently"):
         evaluation_document(load_evaluations([2, 3], reg))
     reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
