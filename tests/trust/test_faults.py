@@ -25,8 +25,8 @@ WRITERS = [
     ("bank build", False, 20),
     ("bank build", True, 40),
     ("user adapt", False, 16),
-    ("user rm", False, 2),
-    ("model pull", False, 2),
+    ("user rm", False, 1),
+    ("model pull", False, 1),
 ]
 """Scenes that write files, whether with checkpoints, and of how many calls one fails unless all do."""
 
