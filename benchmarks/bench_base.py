@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -78,14 +77,9 @@ def measure_base(shape: HubBase, device: str, dtype: str, seconds: float = SECON
     base.invalidate_caches()
     row["adapting, users/s"] = measure_adapting(base, seconds, 0).rate
     row["training, tokens/s"] = measure(train_tokens(base, device_batch_tokens(base.device), 0), seconds).rate
-    return {**row, "memory, GB": peak_bytes(base.device) / 1e9}
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most bytes of tensors on a CUDA device, or of this process (Linux's kilobytes of `ru_maxrss`)."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    on_gpu = base.device.type == "cuda"  # there, the peak of tensors
+    peak = torch.cuda.max_memory_allocated(base.device) if on_gpu else harness.peak_bytes()
+    return {**row, "memory, GB": peak / 1e9}
 
 
 def measure(pieces: Pieces, seconds: float, *, warm_up: int = 1) -> Throughput:

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 FORMATS = {"float32": ("float32", "off"), "bfloat16": ("bfloat16", "off"), "nf4": ("bfloat16", "nf4")}
 
 
-def peak_bytes() -> int:
-    """The peak resident memory of this process."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def measure(form: str, anchors: int, items: int) -> dict[str, Any]:
     """One format in this process."""
     from mta_cli.events import JobPlan, JobResult
@@ -56,7 +50,7 @@ def measure(form: str, anchors: int, items: int) -> dict[str, Any]:
         events = list(build_bank(reg, bank_request(reg, options, "taste")))
         plan = {line.name: line.value for event in events if isinstance(event, JobPlan) for line in event.lines}
         result: dict[str, Any] = next(event.result for event in events if isinstance(event, JobResult))
-        peak = peak_bytes()
+        peak = harness.peak_bytes()
         return {
             "planned": plan["memory"],
             "tokens planned": plan["tokens"],

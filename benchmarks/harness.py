@@ -99,6 +99,12 @@ def _processor() -> str:
     return f"{facts.get('model name', platform.machine())} ({', '.join(wanted) or 'no wide vectors'})"
 
 
+def peak_bytes() -> int:
+    """The peak resident memory of this process, on Linux."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
 def bandwidth() -> float:
     """Bytes a second that memory moves, read and written ones together: an array copied by torch's threads."""
     import torch

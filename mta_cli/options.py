@@ -54,7 +54,7 @@ USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 USUAL_MAX_ITEMS = 200
 """The number of a user's most recent items from which banks, recipes and stacks are made."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
-# computed from the likelihood of shots; the task adapter gets the rest of a sum of 1
+# computed from the likelihood of the user's own items; the task adapter gets 1 minus the anchors' sum
 SHOT_WEIGHTINGS = ("evidence", "learned")
 
 

@@ -68,6 +68,9 @@ def test_the_names_that_say_where_to_add_what_are_in_the_program() -> None:
     tails = {"/".join(path.parts[-n:]) for path in files for n in range(1, 6)}
     words = set(re.findall(r"\w+", "".join(path.read_text() for path in files if path.suffix == ".py")))
     assert [name for name in named if name not in tails and name.rpartition(".")[2] not in words] == []
+    for owner, member in re.findall(r"`([A-Z]\w+)\.(\w+)`", section):
+        homes = [path.read_text() for path in files if path.suffix == ".py" and f"class {owner}" in path.read_text()]
+        assert any(re.search(rf"^    (async )?(def )?{member}\b", home, re.M) for home in homes), f"{owner}.{member}"
 
 
 def examples() -> dict[str, list[str]]:

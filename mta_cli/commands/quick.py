@@ -126,7 +126,7 @@ def quick(
 
 @contextmanager
 def _open_store(context: AppContext, *, dry_run: bool) -> Iterator[Registry]:
-    """The store, which is made if missing; a dry run uses a temporary empty store instead."""
+    """The store. If it is missing it is made; in a dry run, a temporary empty store takes its place."""
     with contextlib.ExitStack() as stack:
         try:
             reg = stack.enter_context(context.open_registry(create=not dry_run))

@@ -317,12 +317,12 @@ def demo_request(options: OptionSet, *, full: bool) -> DemoRequest:
 
 
 def base_model(options: OptionSet) -> ModelEntry:
-    """The base of the options, ready to load. Raises NotFound if it is not installed."""
+    """The installed base that the options name, not loaded yet. Raises NotFound if it is not installed."""
     return resolve_setting("models.base", options[ModelOptions].base)
 
 
 def embedder_model(options: OptionSet) -> ModelEntry:
-    """The embedder of the options, ready to load. Raises NotFound if it is not installed."""
+    """The installed embedder that the options name, not loaded yet. Raises NotFound if it is not installed."""
     return resolve_setting("models.embedder", options[ModelOptions].embedder)
 
 

@@ -33,7 +33,7 @@ class WeightsMaker(Protocol[W]):
 
     @property
     def bare_base(self) -> W:
-        """The base without adapters."""
+        """The model that adds nothing: the bare base answers."""
         ...
 
     def make(self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:

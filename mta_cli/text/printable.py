@@ -33,7 +33,7 @@ def clean_line(text: str) -> str:
 
 
 def to_jsonable(value: Any) -> Any:
-    """`value` as JSON values: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
+    """`value` as JSON values: dataclasses as objects, sets as sorted lists, NaN and infinity as null, others as str."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):

@@ -114,7 +114,7 @@ def read_key(path: Path) -> bytes:
 
 
 def hash_name(key: bytes, name: str) -> str:
-    """The user's name in a snapshot with hashed names: HMAC-SHA256 of `user:NAME`, hexadecimal."""
+    """The user's name in a snapshot with hashed names: HMAC-SHA256 of `user:NAME` in NFC, hexadecimal."""
     return hmac.new(key, b"user:" + unicodedata.normalize("NFC", name).encode(), hashlib.sha256).hexdigest()
 
 

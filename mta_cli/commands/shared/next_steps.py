@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """Suggest building a bank of the first task, or users' models if it has a bank.
+    """Suggest a bank of the first task, or users' models if it has a bank.
 
-    If no user may be an anchor, giving consent is suggested first.
+    If no user may be an anchor, consent is suggested first.
     """
     if not tasks:
         return

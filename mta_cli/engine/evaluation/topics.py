@@ -15,13 +15,14 @@ AlikeGroup = dict[int, tuple[int, ...]]
 
 
 def group_alike(
-    users: Sequence[int], texts: Mapping[int, str], named: Mapping[int, str], max_size: int
+    users: Sequence[int], texts: Mapping[int, str], group_names: Mapping[int, str], max_size: int
 ) -> list[AlikeGroup]:
-    """Groups of at most `max_size` users; the same users and texts give the same groups.
+    """Groups of at most `max_size` users who write on similar topics. In each, a user has the others, nearest first.
 
-    `texts` are what each user wrote. `named` is the name of the group to which an imported file assigns a user; users
-    with the same name are grouped among themselves. Users without a name, or alone with theirs, are grouped together.
-    The sizes of groups differ by at most one, and similarity is the cosine of TF-IDF vectors.
+    `texts` are what each user wrote. `group_names` has the groups to which an imported file assigns users; those with
+    the same name are grouped among themselves. Users without a name, or alone with theirs, are grouped together; a
+    single one joins the first named group. The sizes of groups differ by at most one, and similarity is the cosine of
+    TF-IDF vectors. The same users and texts give the same groups.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -36,10 +37,10 @@ def group_alike(
         cosines = (rows @ rows[place[user]].T).toarray().ravel().round(6)  # [users]
         return sorted(others, key=lambda other: (-cosines[place[other]], other))
 
-    counts = Counter(named[user] for user in order if user in named)
+    counts = Counter(group_names[user] for user in order if user in group_names)
     pools: dict[str | None, list[int]] = {}
     for user in order:
-        name = named.get(user)
+        name = group_names.get(user)
         pools.setdefault(name if counts.get(name or "", 0) > 1 else None, []).append(user)
     # a single leftover user would have no other to be compared with
     if len(pools) > 1 and len(pools.get(None, ())) == 1:

@@ -244,7 +244,7 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
         for path, (a, b) in factors.items():
             linear = model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
-                raise BadInput(f"{path} of this base is not a plain linear layer, so no LoRA can act on it")
+                raise BadInput(f"The module {path} of this base is not a torch.nn.Linear, so no LoRA can act on it")
             layers[path] = LoraLinear(linear, a, b)
             model.set_submodule(path, layers[path])
         yield

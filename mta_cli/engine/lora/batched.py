@@ -133,7 +133,10 @@ class FrozenLoras:
         return BatchedLora(factors, late.unsqueeze(-1).to(self._dtype))  # [rows, time, 1]
 
     def factors_for_rows(self, owners: Sequence[int]) -> FusedFactors:
-        """The factors for rows of users `owners`, one for each block of rows; see `BatchedLora`."""
+        """The factors for rows of users `owners`, by block of rows; see `BatchedLora`.
+
+        Without the block axis if one owner has all rows; empty if no user has a LoRA.
+        """
         if not self._factors:
             return {}
         blocks, _ = owner_blocks(owners)

@@ -21,7 +21,8 @@ _HINT = "adapt the user again"
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
     """The ΔW of a core as a LoRA, float32 with scale 1.
 
-    A core of smaller rank than `basis` uses its first directions, scaled up to the norm of all of them.
+    A core of smaller rank than `basis` uses only the basis's first directions, scaled so that their norm is that of the
+    whole basis.
 
     `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
     IntegrityFault for bytes that are not a core on this basis.

@@ -114,7 +114,10 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raises NotFound if the folder cannot be a model, before its files are read: other folders may be very large."""
+    """Raises NotFound unless `path` is a folder with config.json, or adapter_config.json.
+
+    It is checked before any file is read, because other folders may be very large.
+    """
     if not path.is_dir():
         raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows installed models"))
     if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):

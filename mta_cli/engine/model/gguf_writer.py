@@ -169,7 +169,10 @@ def _tensor_names(family: GgufFamily, layers: int) -> Callable[[str], str]:
     def name(module: str) -> str:
         found: str | None = table.get_name(module)
         if found is None:
-            raise BadInput(f"llama.cpp's family {family.architecture} has no module {module}, so it cannot be written.")
+            raise BadInput(
+                f"llama.cpp's {family.architecture} models have no place for {module}, so this model cannot be a GGUF.",
+                hint=("use ", Flag("format", "merged"), " or ", Flag("format", "peft")),
+            )
         return found
 
     return name

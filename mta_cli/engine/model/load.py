@@ -245,7 +245,7 @@ def family_without_decoder(path: Path) -> str | None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a model's folder, by transformers."""
+    """The tokenizer of a model's folder, by transformers, whose errors are not translated."""
     settings = path / "tokenizer_config.json"
     if settings.exists() and read_json(settings).get("tokenizer_class") == "PreTrainedTokenizerFast":
         from transformers import PreTrainedTokenizerFast  # AutoTokenizer would choose it too, but imports for a second

@@ -85,7 +85,9 @@ def _key_faults(table: dict[str, Any]) -> list[str]:
 
 
 def _fill_defaults(table: dict[str, Any]) -> dict[str, Any]:
-    """Derive missing values: the kind from the labels, and the metric and a score's labels from the kind."""
+    """A copy with missing values derived (the kind from the labels; the metric and a score's labels from the kind), and
+    single names of fields as lists.
+    """
     table = {"kind": "label" if table.get("labels") else "text", "description": "", **table}
     if table["kind"] == "score":
         table.setdefault("labels", list(DEFAULT_SCORE_LABELS))

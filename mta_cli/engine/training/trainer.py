@@ -52,7 +52,7 @@ class Schedule:
 
     @classmethod
     def from_epochs(cls, rows: int, epochs: int, batch_size: int, learning_rate: float) -> Schedule:
-        """Enough steps to see each of `rows` examples `epochs` times."""
+        """`epochs` passes over `rows` examples; the last step of each pass may have fewer rows."""
         return cls(epochs * math.ceil(rows / batch_size), batch_size, learning_rate)
 
     def learning_rate_at(self, step: int) -> float:

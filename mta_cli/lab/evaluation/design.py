@@ -233,7 +233,7 @@ def describe_options(request: EvalRequest) -> str:
 
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
-    """Plan lines with the number of users and queries, and their detectable difference."""
+    """Plan lines: users, queries, sizes of folds, methods, and the detectable difference in the task's metric."""
     from mta_cli.engine.evaluation.statistics import planned_detectable_effect
 
     metric = request.task.metric

@@ -117,7 +117,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
 
 
 def _whose_rows(user_sums: UserSums) -> list[list[float | int]]:
-    """The columns of `WhoseSums` by user; zeros for users whose answers were not scored under other models."""
+    """A row of `WhoseSums` for each user; zeros if the user's answers were not scored under other models."""
     assert user_sums.whose is not None
     by_user = dict(zip(user_sums.whose.users, user_sums.whose.sums.tolist(), strict=True))
     return [[_compact_number(value) for value in by_user.get(user, (0.0,) * 4)] for user in user_sums.users]

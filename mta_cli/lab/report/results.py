@@ -202,10 +202,10 @@ def find_pooled_document(documents: Sequence[Document], group: Sequence[Document
 
 
 def group_seeds(documents: Sequence[Document]) -> list[list[Document]]:
-    """Groups of documents of one design, by seed. Each seed occurs once in a group; a second one begins another group.
+    """Groups of documents with the same design and different seeds, sorted by seed.
 
-    Settings may differ, since they may be tuned by seed. Where there is a choice, documents with the same settings are
-    grouped.
+    A document whose seed is in every group of its design begins a new group. Settings may differ within a group, since
+    they may be tuned by seed; a document that fits several groups joins one with the same settings, if there is one.
     """
     groups: list[list[Document]] = []
     for document in documents:

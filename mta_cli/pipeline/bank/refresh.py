@@ -207,10 +207,12 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
     reg, request, found = work.reg, work.request, _candidates(work)
     if not found:
         raise BadInput(
-            f"No user can be an anchor of task {work.bank.task}: no user has consented and has at least "
+            f"No user of task {work.bank.task} both may be an anchor and has at least "
             f"{request.options.anchor_items} items of it.",
             hint=(
-                "import more, or remove the bank: ",
+                "import more items, let users be anchors with ",
+                Command("user consent"),
+                ", or remove the bank: ",
                 Command("bank rm", work.bank.name, bank_version=work.bank.version),
             ),
         )

@@ -151,7 +151,9 @@ def _profile_batches(
     for page in reg.profiles.iter_profile_totals(bank.task, bank.embedder, PROFILE_BATCH):
         lengths = {len(total) // 4 for _, total in page} | ({width} if width is not None else set())
         if len(lengths) != 1:
-            raise IntegrityFault(f"The stored profiles of task {bank.task} differ in length", hint=Command("doctor"))
+            raise IntegrityFault(
+                f"The stored profiles of task {bank.task} differ in length", hint=Command("restore", "FILE")
+            )
         width = lengths.pop()
         sums = np.frombuffer(b"".join(total for _, total in page), dtype="<f4").reshape(len(page), -1)
         yield [user_id for user_id, _ in page], normalise_rows(sums)

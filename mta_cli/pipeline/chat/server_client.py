@@ -161,7 +161,8 @@ class ServerClient:
             )
         except (httpx.InvalidURL, ValueError):
             raise UsageError(
-                (Flag("server", url[:100]), " is not an address."), hint=Flag("server", "http://127.0.0.1:8000/v1")
+                (Flag("server", url[:100]), " is not a URL with http:// or https://."),
+                hint=Flag("server", "http://127.0.0.1:8000/v1"),
             ) from None
 
     def model_names(self) -> list[str]:

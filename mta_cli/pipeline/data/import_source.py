@@ -154,7 +154,7 @@ class ImportSource:
         _ = self.mapping.templates
 
     def require_format_consistent(self, format: str | None) -> None:
-        """Raises UsageError if an option does not apply to `format`, which may be unknown (None)."""
+        """Raises UsageError if an option is wrong or missing for `format`; an unknown format (None) passes."""
         if self.outputs is not None and format not in (None, "lamp"):
             raise UsageError((Flag("outputs"), f" applies to files in the format lamp, not to {format}"))
         if format is None:

@@ -87,7 +87,7 @@ def profile_matrix(
     if not found:
         return [], np.zeros((0, 0), dtype=np.float32)
     if len({len(total) for _, total in found}) != 1:
-        raise IntegrityFault(f"The stored profiles of task {task} differ in length", hint=Command("doctor"))
+        raise IntegrityFault(f"The stored profiles of task {task} differ in length", hint=Command("restore", "FILE"))
     sums = np.frombuffer(b"".join(total for _, total in found), dtype="<f4").reshape(len(found), -1)
     return [user_id for user_id, _ in found], normalise_rows(sums)
 

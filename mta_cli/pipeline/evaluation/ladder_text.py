@@ -110,7 +110,9 @@ def no_model_warning(ladder: Ladder) -> list[str]:
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """For each personal step and naive Bayes, how often the user's own model gives the gold the highest likelihood."""
+    """How often the own model gives the gold a higher likelihood than every other user's: by personal step, and for
+    naive Bayes.
+    """
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 

@@ -65,6 +65,7 @@ class Worker:
     """The Ray actor: a process that loads the base and runs units of work."""
 
     def __init__(self, given: WorkerBase) -> None:
+        """Sets this process's threads; `prepare` loads the base."""
         import torch
 
         torch.set_num_threads(given.threads)

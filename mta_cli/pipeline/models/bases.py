@@ -132,7 +132,7 @@ HUB_BASES: dict[str, HubBase] = {base.name: base for base in _ALL}
 
 
 def full_name(name: str) -> str:
-    """The name under which a model is installed: a short name of the catalog becomes its name on the hub."""
+    """The name under which a model is installed: `hf:ORG/NAME` for a short name of a base on the hub, else `name`."""
     return HUB_BASES[name].hub_name if name in HUB_BASES and name not in PACKAGES else name
 
 

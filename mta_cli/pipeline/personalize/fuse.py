@@ -147,7 +147,9 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
             hint=(error.hint or "", ", or ", anew),
         ) from None
     if found.fingerprint != bank.embedder:
-        raise NotFound(f"Bank {label} was built with another version of {name} than this machine has.", hint=anew)
+        raise NotFound(
+            f"Bank {label} was built with another version of the embedder {name} than this machine has.", hint=anew
+        )
     return found
 
 

@@ -572,9 +572,10 @@ def _make_and_measure(
     # without users whose training diverged
     users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
     if not users:
+        half = made.options.peak_rate(bool(task.labels)) / 2
         raise BadInput(
             "no user could be adapted: every training diverged",
-            hint=("try a lower learning rate: ", Command("user adapt", learning_rate="0.001")),
+            hint=("try a lower learning rate: ", Command("user adapt", learning_rate=f"{half:g}")),
         )
     yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
     return (yield from forward_events(evaluate_users(reg, made.fuse, users)))  # type: ignore[no-any-return]

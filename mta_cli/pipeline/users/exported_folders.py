@@ -66,7 +66,9 @@ def write_folder(
     list_file: str | None = None,
     listed: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
-    """Write a temporary folder and move it into place; in a folder that is not empty, replace only these files.
+    """Write these files as a folder that is moved into place at once.
+
+    In a folder that is not empty they are replaced one by one, and all other files stay.
 
     `files` maps relative paths (with `/`) to bytes, or to a function that writes the file. A `private` folder is
     accessible only to its owner. With `list_file`, a file of that name lists the SHA-256 of each file, and of files

@@ -303,8 +303,8 @@ class VllmEngine:
     async def _stream(
         self, body: Mapping[str, Any], top: int | None
     ) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
-        """Yields the tokens of an answer, each with the `top` likeliest ones, and then its finish reason. Raises
-        MtaError.
+        """Yields an answer in pieces: tokens, each with the `top` likeliest ones, and the finish reason, None before
+        the last piece. A stream may end without a reason. Raises MtaError.
         """
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:

@@ -146,7 +146,7 @@ class BaseScreen(Screen[None]):
             self.show_queued_job(job)
 
     def show_queued_job(self, job: Job) -> None:
-        """Show a job that was started from this screen: on the Jobs screen, unless a screen shows it itself."""
+        """Open the Jobs screen for a job that was started here. Screens that show the job themselves override this."""
         self.mta_app.show_screen("jobs")
 
     def update_tab_bar(self) -> None:

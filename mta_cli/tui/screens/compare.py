@@ -313,6 +313,8 @@ class CompareScreen(AskingScreen):
 
     def _ask_all_queries(self, user: str, queries: Sequence[Query]) -> None:
         """Ask these queries of one task one after another, each shown as if it were picked."""
+        if self.question_options(self._prompt_task) is None:
+            return
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]
         shown = -1
@@ -345,6 +347,7 @@ class CompareScreen(AskingScreen):
         self._start_request(asked, lambda model, beside: compare.compare_queries(model, questions, beside), handle)
 
     def _start_request(self, asked: CompareRequest, ask: AskModel, on_event: Callable[[Event], None]) -> None:
+        """Clear the answers and ask in the model's thread; if a setting is invalid, show the error instead."""
         asking = self.question_options(asked.task)
         if asking is None:
             return

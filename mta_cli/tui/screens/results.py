@@ -161,7 +161,7 @@ class ResultsScreen(BaseScreen):
                     yield beside
 
     async def reload(self) -> None:
-        """Read the list of evaluations and show the selected one."""
+        """Read the evaluations of the selected task; show the one that was selected, else the first finished one."""
         task = self.mta_app.selected_task
         selected = entry.number if (entry := self._selected) is not None else None
         self._evaluations = await self.mta_app.store_thread.run(lambda reg: _read_evaluations(reg, task))

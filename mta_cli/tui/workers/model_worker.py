@@ -71,7 +71,7 @@ class WorkerContext:
         return self._choose_base().fingerprint == self._loaded.fingerprint
 
     def _choose_base(self) -> ModelEntry:
-        """The base that should answer; if several are possible, the loaded one."""
+        """The base that the user chose, else as `choose_base`; if that finds several, the loaded one."""
         from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.models.installed import resolve_model
 

@@ -306,9 +306,10 @@ def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
         user = peopled.users.get(f"user{number}")
         peopled.users.set_can_anchor(user.id, False)
     assert all(anchor.stale for anchor in anchors(peopled))
-    with pytest.raises(BadInput, match="No user can be an anchor") as refused:
+    with pytest.raises(BadInput, match="may be an anchor") as refused:
         refreshed(peopled)
-    assert refused.value.hint == ("import more, or remove the bank: ", Command("bank rm", "lamp-2", bank_version=1))
+    assert isinstance(refused.value.hint, tuple)
+    assert {Command("user consent"), Command("bank rm", "lamp-2", bank_version=1)} <= set(refused.value.hint)
     assert len(anchors(peopled)) == 3 and peopled.check_integrity() == []
 
 

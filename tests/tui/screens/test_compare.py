@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from textual.widgets import Input, OptionList
 
-from mta_cli.errors import IntegrityFault, NotFound
+from mta_cli.errors import IntegrityFault, NotFound, UsageError
 from mta_cli.events import Event, JobResult, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.compare import compare_queries
@@ -463,6 +463,22 @@ async def test_asking_all_says_what_is_missing(demo_store: Path) -> None:
         assert screen._prompt_task is None
         await pilot.press("A")
         assert "Choose a task first: t." in screen_text(app) and not turn(app).in_progress
+
+
+async def test_asking_all_with_an_invalid_setting_begins_nothing(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("answer.temperature is no number")
+
+    monkeypatch.setattr("mta_cli.tui.screens.asking.question_options_from_settings", refuse)
+    async with open_app(demo_store) as (app, pilot):
+        await enter(app, pilot, "compare", "ida")
+        app.screen.set_focus(None)
+        await pilot.press("A")
+        await until(pilot, lambda: "answer.temperature is no number" in screen_text(app))
+        await pilot.press("escape")
+        assert "asking 1 of" not in screen_text(app) and not turn(app).in_progress
 
 
 async def test_another_user_empties_the_screen(demo_store: Path) -> None:

@@ -32,8 +32,8 @@ _DATE = rf"(\d{{1,4}}){_MARK}[./-]{_MARK}\s?(\d{{1,2}}){_MARK}[./-]{_MARK}\s?(\d
 _TIME = r"(\d{1,2})[:.](\d\d)(?:[:.](\d\d))?"
 # Between date and time, and after the time, may be a word such as `klo`, `PM` or `下午`.
 _HEAD = rf"{_DATE}([^\d\n]{{1,10}}){_TIME}([^\d\n\]]{{0,12}}?)"
-_PHONE = re.compile(rf"{_MARK}\[{_HEAD}\]\s")
-_FORMS = (_PHONE, re.compile(rf"{_MARK}{_HEAD}\s[-–]\s"))
+_IPHONE = re.compile(rf"{_MARK}\[{_HEAD}\]\s")
+_FORMS = (_IPHONE, re.compile(rf"{_MARK}{_HEAD}\s[-–]\s"))
 _MORNING, _AFTERNOON = {"am", "πμ", "ص", "上午", "午前", "오전"}, {"pm", "μμ", "م", "下午", "午後", "오후"}
 
 _SENDER = re.compile(r"([^:\n]{1,100}?)\s?:(?:\s|$)")
@@ -119,7 +119,9 @@ def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFi
         if sender is None or len(_QUOTES.findall(sender[1])) % 2:
             findings.skip_counts[SERVICE] += 1
             continue
-        text = "" if place in findings.skipped_places else _typed_text(words[sender.end() :], on_phone=form is _PHONE)
+        text = (
+            "" if place in findings.skipped_places else _typed_text(words[sender.end() :], from_iphone=form is _IPHONE)
+        )
         if not text:
             findings.skip_counts[NO_TEXT] += 1
         name = clean_text(without_marks(sender[1])).removeprefix("~").strip()  # iPhones mark unknown numbers by `~`
@@ -230,7 +232,7 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def _typed_text(words: str, *, on_phone: bool) -> str:
+def _typed_text(words: str, *, from_iphone: bool) -> str:
     """The text that the sender typed, from the lines after the name; "" if there is none."""
     first, _, rest = words.partition("\n")
     if first.startswith(_NOTICE_MARK):  # a caption may follow, but what follows a colon is a poll
@@ -239,7 +241,7 @@ def _typed_text(words: str, *, on_phone: bool) -> str:
         words = "" if _FILE.fullmatch(rest.strip()) else rest
     elif _ATTACHED.fullmatch(first.strip()):
         words = rest
-    if on_phone and _NOTICE_MARK in words:
+    if from_iphone and _NOTICE_MARK in words:
         words = "\n".join(filter(None, (_text_before_notice(line) for line in words.split("\n"))))
     text = clean_text(without_marks(words))
     end = text[-_EDITED_CHARS:]
