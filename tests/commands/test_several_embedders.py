@@ -67,4 +67,6 @@ def test_an_embedder_that_is_gone_or_another_by_now_is_named(store: Path, tmp_pa
     refused(ran, 3, "Bank lamp-2 v1 was built with the embedder tiny-embedder, which is not on this machine")
     assert "mta bank build --task lamp-2" in ran.err
     register_folder(tiny.make_embedder(tmp_path / "new", seed=2), name="tiny-embedder")
-    refused(mta("user", verb, "ida", *TASK, *CPU), 3, "another version of the embedder tiny-embedder than this machine has")
+    refused(
+        mta("user", verb, "ida", *TASK, *CPU), 3, "another version of the embedder tiny-embedder than this machine has"
+    )
