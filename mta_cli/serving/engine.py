@@ -60,7 +60,7 @@ class AnswerEngine(Protocol[W]):
         ...
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Accept no more answers, and give the current ones `drain_seconds` to end."""
+        """Accept no more answers, and give the current ones `drain_seconds` to end; the others get `Stopping`."""
         ...
 
 

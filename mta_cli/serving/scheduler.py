@@ -130,12 +130,12 @@ class Scheduler:
         return [*waiting, *reading, *(row.answer for row in self._rows)]
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Accept no more answers, give the current ones `drain_seconds` to end, and end the thread."""
+        """See `AnswerEngine`. Also ends the thread."""
         with self._changed:
             self._stop = True
             self._changed.notify()
         self._drained.wait(drain_seconds)
-        self._call(lambda: self.cancel(self._answers()))
+        self._call(self._end_answers)
         self._thread.join(drain_seconds + 10)
 
     def _call(self, work: Callable[[], None]) -> None:
@@ -164,9 +164,15 @@ class Scheduler:
         finally:
             with self._changed:
                 self._stop = True
-            for answer in self._answers():
-                answer.emit(Failed(Stopping("The server has stopped.")))
+            self._end_answers()
             self._drained.set()
+
+    def _end_answers(self) -> None:
+        """Emit `Failed(Stopping)` to all waiting and running answers, and cancel them."""
+        for answer in self._answers():
+            if not answer.cancelled:
+                answer.cancelled = True
+                answer.emit(Failed(Stopping("The server has stopped.")))
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is work; returns whether the thread continues."""

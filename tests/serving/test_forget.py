@@ -1,4 +1,4 @@
-"""What changes in the store while the server runs, and what it must not keep."""
+"""What changes in the store while the server runs, what it must not keep, and answers that run as it stops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.removal import remove_user
 from mta_cli.pipeline.users.servers import recheck_servers, running_servers
+from mta_cli.serving.answer import Emit, Failed, Finished, Piece
 from mta_cli.serving.server import Server
 from store.queries.full_text import _term_counts
 from store.registry import Registry
@@ -393,3 +396,31 @@ def test_items_and_adaptations(start: Start) -> None:
     assert state["status"] == "failed" and "lamp-5" in state["error"]
     assert running.get("/jobs/job-0").status_code == 404
     assert running.post("/users/carol/adapt", {"task": "a\0b"}).status_code == 400
+
+
+def test_an_engine_that_stops_ends_each_running_and_waiting_answer_with_an_error(served: Running) -> None:
+    engine, submit = served.service._engine, served.service._engine.submit
+    ends: list[Exception] = []
+
+    def watched(emit: Emit, event: Piece | Finished | Failed) -> None:
+        if isinstance(event, Failed):
+            ends.append(event.error)
+        emit(event)
+
+    def submit_and_watch(answers: Any) -> None:
+        for answer in answers:
+            answer.emit = partial(watched, answer.emit)
+        submit(answers)
+
+    engine.submit = submit_and_watch
+    go_on = threading.Event()
+    threading.Thread(target=engine._call, args=(go_on.wait,), daemon=True).start()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(served.post, "/chat/completions", ask("base", "Hi", n=3, max_tokens=400))
+        while len(engine._waiting) < 3:
+            threading.Event().wait(0.01)
+        stopped = pool.submit(engine.stop, drain_seconds=0)
+        go_on.set()
+        assert asked.result(60).status_code == 503
+        stopped.result(60)
+    assert [str(error) for error in ends] == ["The server has stopped."] * 3
