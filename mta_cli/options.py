@@ -256,7 +256,10 @@ class FuseOptions:
 
 
 STACK_PASSES, MIN_STACK_PASSES = 16, 2
-"""Passes of a stack over a single shot, and the minimum; passes fall with the square root of the number of shots."""
+"""Passes of a stack over a single shot, and the minimum; passes fall with the square root of the number of shots.
+
+A change needs a higher `version` of the methods that train stacks (CONTRIBUTING, "A default").
+"""
 
 TEXT_STACK_RATE, LABEL_STACK_RATE = 2e-3, 5e-4
 """Peak learning rates of a stack: of tasks whose outputs are texts, and of tasks with labels or scores."""

@@ -476,7 +476,9 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
             hint=(Command("doctor"), " checks the store"),
         )
     if name.startswith("SQLITE_TOOBIG"):
-        return BadInput("A text is too long to be stored.", hint="shorten it, or split it into several items")
+        return BadInput(
+            "A text is longer than the 1,000,000,000 bytes that SQLite takes.", hint="split it into several items"
+        )
     said = str(error).partition(" with text ")[0]  # keep the message, drop the damaged text
     return IntegrityFault(
         f"The store at {root} cannot be used: {said}.",

@@ -97,6 +97,7 @@ def path(ctx: typer.Context, json: JsonOption = False) -> None:
 
 
 def _setting_rows(context: AppContext) -> list[dict[str, Any]]:
+    """All settings, with the value in force and where it is from."""
     built = [context.settings.build_options(each) for each in OPTION_CLASSES]
     lines = context.settings.plan_lines(*built, all_keys=True)
     return [{"setting": line.name, "value": line.value, "from": line.origin} for line in lines]

@@ -242,7 +242,8 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
-    """Each user's gain in the mean log-likelihood of the gold answers, on which the ladder's verdict is based.
+    """The `limit` users who gain most and those who gain least by the evaluation's personal model over its common
+    one, in the mean log-likelihood of their gold answers; at most half of the users in either list.
 
     None if the evaluation has no personal model to compare, or its answers cannot be scored.
     """

@@ -157,7 +157,7 @@ class Scheduler:
                     self._drop_cancelled()
                     self._read_prompts()
                     self._decode()
-                    self._publish()
+                    self._update_gauges()
                 except Exception as error:  # unexpected: start again with an empty batch
                     log.error("the batch failed", exc_info=error)
                     self._fail_all(error)
@@ -195,7 +195,7 @@ class Scheduler:
                     return False
                 self._changed.wait()
 
-    def _publish(self) -> None:
+    def _update_gauges(self) -> None:
         self._metrics.batch_size.set(len(self._rows))
         self._metrics.waiting.set(len(self._waiting))
         self._metrics.prefix_bytes.set(self._prefixes.num_bytes)

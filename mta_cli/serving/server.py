@@ -58,7 +58,7 @@ def web_server(service: Service, access: Access, jobs: AdaptJobs | None) -> uvic
         log_config=None,
         lifespan="off",
         server_header=False,
-        backlog=BACKLOG,  # asyncio accepts, and where no file is free logs an error, this often in a row
+        backlog=BACKLOG,  # also how often in a row asyncio tries to accept, and logs an error, when no file is free
         timeout_graceful_shutdown=max(1, int(service.options.drain)),
         h11_max_incomplete_event_size=64 * 1024,
     )
@@ -150,7 +150,7 @@ class Server:
             with short_path(unnamed) as place:
                 server = await asyncio.start_unix_server(self._answer_control, place)
                 os.chmod(place, 0o600)
-            # it already accepts connections, so only a killed server's socket refuses them
+            # renamed only now, so that a socket which refuses connections is always a killed server's
             unnamed.rename(self._socket)
         except OSError as error:
             if os.access(self._root, os.W_OK):

@@ -82,7 +82,7 @@ def parse_user_filter(text: str) -> UserFilter:
 
 
 def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """Add the conditions that each word is somewhere in `users.name`, in any case."""
+    """Add the conditions that each word is somewhere in `users.name`, ignoring case."""
     for name in wanted.name_words:
         # LIKE ignores the case of ASCII letters only, so other letters are searched in both cases.
         forms = dict.fromkeys([name] if name.isascii() else [name, name.lower(), name.upper(), name.title()])

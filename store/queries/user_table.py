@@ -112,7 +112,7 @@ class UserTable:
     ) -> list[UserRow]:
         """At most `limit` (and `MAX_PAGE_ROWS`) users from index `offset` on; ties by name, users without a value last.
 
-        `filter` is text: words of the name, in any case, and any of `status:adapted`, `task:NAME`, `items>5`,
+        `filter` is text: words of the name, their case ignored, and any of `status:adapted`, `task:NAME`, `items>5`,
         `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. `task` restricts the rows to users with
         items, queries or a recipe of that task, and the columns to that task. Raises ValueError for a `sort` not in
         `SORT_COLUMNS`.

@@ -56,8 +56,8 @@ class Runs:
         evaluation_id: int | None = None,
         asked_users: Sequence[int] = (),
     ) -> Run:
-        """Store and return a new run of this process. `user_id`, `bank_id` and `evaluation_id` say what the run is
-        about.
+        """Store and return a new run, and hold its lock: the run counts as running until it is finished or this
+        process ends. `user_id`, `bank_id` and `evaluation_id` say what the run is about.
 
         `asked_users` are the users named in the request. A run with a `user_id` is deleted with this user. Any other
         run is kept when users are removed, so its documents and units must not contain users' names.

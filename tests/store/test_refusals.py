@@ -103,7 +103,7 @@ def test_a_store_cannot_be_made_where_nothing_may_be_written(locked: Path) -> No
         ("SQLITE_READONLY_DBMOVED", BadInput, "cannot be written"),
         ("SQLITE_BUSY_SNAPSHOT", StoreBusy, "writing"),
         ("SQLITE_CORRUPT", IntegrityFault, "cannot be used"),
-        ("SQLITE_TOOBIG", BadInput, "too long"),
+        ("SQLITE_TOOBIG", BadInput, "longer than"),
         ("SQLITE_IOERR_WRITE", IntegrityFault, "The disk failed"),
     ],
 )

@@ -32,6 +32,7 @@ def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCa
 
 
 def _user_names(context: AppContext) -> list[str]:
+    """The names of the store's users, as completions. Raises NotFound without a store."""
     with context.open_registry() as registry:
         return registry.users.names()
 

@@ -41,7 +41,7 @@ PATH_METAVARS = ("DIR", "FILE", "PATH", "TO", "FROM")
 
 
 def _lazy_class(typers_class: Any) -> Any:
-    """Typer's class of a parameter, with less conversion, and completion in any case.
+    """Typer's class of a parameter, with less conversion, and completion that ignores case.
 
     A subclass of that one class, because an object cannot change to a class with a second base.
     """
@@ -64,7 +64,7 @@ def _lazy_class(typers_class: Any) -> Any:
             return value if self.callback is None else self.callback(ctx, self, value)
 
         def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-            """The completions that begin with the typed text in any case, written as the shell reads them.
+            """The completions that begin with the typed text, ignoring case, written as the shell reads them.
 
             Typer keeps only completions of the same case, so it is asked for all. In a list with commas the last name
             counts.

@@ -50,7 +50,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """`config.json` of the folder as a dictionary."""
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
-        raise BadInput(f"{path / 'config.json'}: expected an object, found {type(config).__name__}")
+        found = type(config).__name__
+        raise BadInput(f"{path / 'config.json'}: expected a JSON object, as transformers writes it; found {found}")
     return config
 
 

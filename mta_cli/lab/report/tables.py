@@ -259,7 +259,10 @@ def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
 
 
 def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Sequence[Sequence[Any]]) -> Table:
-    """A reference's differences, given by seed, with their mean."""
+    """A table of the paired differences `reference` minus each other method: a column for each seed, then their mean.
+
+    `by_seed` has the rows of each document of `group`; the mean is left out where a seed lacks the pair.
+    """
     found = [{row["b"]: row for row in rows} for rows in by_seed]
     rows = []
     for other in dict.fromkeys(other for by_method in found for other in by_method):

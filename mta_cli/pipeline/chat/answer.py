@@ -331,7 +331,11 @@ class ChatModel:
 def answer_question(
     reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """Load the user's model and stream its answer to `text`. `JobResult` has user, text, tokens, seconds and source."""
+    """Load the user's model, or the base without a user, and stream its answer to `text`.
+
+    Yields hints on what the model lacks, then the text or the label; `JobResult` has what `answer_json` says, and
+    `loading_seconds`. Raises NotFound for an unknown user, and BadInput for an empty text or one that does not fit.
+    """
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
     started = time.perf_counter()

@@ -168,7 +168,7 @@ class RayExecutor:
         self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
         # the ready workers; those that are starting, by the Ray reference of their call of `prepare`
         self._idle, self._pending = list[Any](), dict[Any, Any]()
-        self._pieces: Pieces | None = None  # pieces of the base, once a node needs them
+        self._pieces: Pieces | None = None  # the base's files, cut up for nodes that lack them; None until one does
 
     def _begin(self) -> None:
         """Connect to the cluster, or start one on this machine, and start the workers. Raises UsageError."""

@@ -131,7 +131,7 @@ _ALL = (
 HUB_BASES: dict[str, HubBase] = {base.name: base for base in _ALL}
 
 
-def full_name(name: str) -> str:
+def installed_name(name: str) -> str:
     """The name under which a model is installed: `hf:ORG/NAME` for a short name of a base on the hub, else `name`."""
     return HUB_BASES[name].hub_name if name in HUB_BASES and name not in PACKAGES else name
 
@@ -156,7 +156,7 @@ def _package_of_base(fingerprint: str) -> ModelPackage | None:
 
 def can_be_pulled(name: str) -> bool:
     """Whether `mta model pull` has a source for this name."""
-    return name in PACKAGES or full_name(name).startswith("hf:")
+    return name in PACKAGES or installed_name(name).startswith("hf:")
 
 
 def hub_name(name: str) -> str | None:

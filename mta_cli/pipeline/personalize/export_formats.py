@@ -61,7 +61,10 @@ class ExportedModel:
         return {WEIGHTS_FILE: self.weights.to_bytes(self.about), CONFIG_FILE: json_bytes(config)}
 
     def _merged(self) -> dict[str, FileContent]:
-        """The base's own files with the user's ΔW added to its weights, in the weights' number format."""
+        """A whole model: the base's own files, and its weights with the user's ΔW added, in the weights' dtype.
+
+        Each weight file is computed when it is written. Raises BadInput if the base lacks a module of the stack.
+        """
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
         folder, shards = self.entry.path, _read_weight_files(self.entry.path)

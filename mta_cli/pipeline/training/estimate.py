@@ -42,7 +42,7 @@ RECENT_ADAPTERS = 8  # adapters whose speed is averaged
 FLOAT32_EFFICIENCY = 0.5  # share of the matrix product's rate that training a small transformer reaches on a CPU
 # lower, because other operations take more of the time: .1 to .45, depending on the machine
 HALF_PRECISION_EFFICIENCY = 0.25
-# relative to all layers; used without earlier measurements
+# training speed relative to all layers, for a base whose adapters were never timed on this machine
 PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}
 SAMPLED_ROWS = 128  # training rows whose tokens are counted
 

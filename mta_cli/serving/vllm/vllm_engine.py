@@ -220,7 +220,7 @@ class VllmEngine:
             task = self._tasks[answer] = self._loop.create_task(self._answer(answer))
             # needed because a task that is cancelled early never runs
             task.add_done_callback(partial(self._end, answer))
-        self._publish()
+        self._update_gauges()
 
     def _end(self, answer: VllmAnswer, task: asyncio.Task[None]) -> None:
         del self._tasks[answer]
@@ -228,7 +228,7 @@ class VllmEngine:
             self._leave_queue()
         self._placed.discard(answer)
         self._remove_unused()
-        self._publish()
+        self._update_gauges()
 
     def _cancel(self, answers: Sequence[VllmAnswer]) -> None:
         for answer in answers:
@@ -255,7 +255,7 @@ class VllmEngine:
             self._loop.call_later(REMOVE_AFTER_SECONDS, self._folders.remove, folder)
         self._unused &= needed
 
-    def _publish(self) -> None:
+    def _update_gauges(self) -> None:
         self._metrics.waiting.set(self._waiting)
         self._metrics.batch_size.set(len(self._tasks) - self._waiting)
 
@@ -264,7 +264,7 @@ class VllmEngine:
             async with self._places, asyncio.timeout(ANSWER_SECONDS):
                 self._placed.add(answer)
                 self._leave_queue()
-                self._publish()
+                self._update_gauges()
                 self._metrics.prompt_tokens.inc(len(answer.prompt))
                 if answer.labels:
                     answer.emit(Finished("stop", 0, tuple(await self._label_scores(answer))))

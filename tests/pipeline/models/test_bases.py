@@ -14,7 +14,7 @@ from mta_cli.pipeline.models.bases import (
     HUB_BASES,
     HubBase,
     can_be_pulled,
-    full_name,
+    installed_name,
     near_names,
 )
 from mta_cli.pipeline.models.catalog import SMOLLM2
@@ -73,9 +73,9 @@ def test_fast_is_what_the_fast_decoder_takes(family: str) -> None:
 
 
 def test_a_short_name_stands_for_the_hub_name() -> None:
-    assert full_name("qwen3-0.6b") == "hf:Qwen/Qwen3-0.6B"
-    assert full_name("smollm2-135m-instruct") == "smollm2-135m-instruct", "the embedded base is nearer than the hub"
-    assert full_name("hf:org/name") == "hf:org/name"
+    assert installed_name("qwen3-0.6b") == "hf:Qwen/Qwen3-0.6B"
+    assert installed_name("smollm2-135m-instruct") == "smollm2-135m-instruct", "the embedded base comes first"
+    assert installed_name("hf:org/name") == "hf:org/name"
     assert can_be_pulled("qwen3-0.6b") and can_be_pulled("hf:org/name") and can_be_pulled("minilm-l6")
     assert not can_be_pulled("qwen3")
 

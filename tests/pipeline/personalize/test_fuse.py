@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mta_cli.errors import Command, NotFound, UsageError, words_to_text
+from mta_cli.options import WEIGHT_METHODS
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
 from mta_cli.pipeline.user_weights import merge_by_placement
 from store.records import ModelRecord
@@ -17,7 +18,7 @@ def fused(reg: Registry, name: str, **options: object) -> dict:  # type: ignore[
     return result
 
 
-@pytest.mark.parametrize("rule", ["evidence", "similarity", "softmax", "uniform", "learned"])
+@pytest.mark.parametrize("rule", WEIGHT_METHODS)
 def test_every_rule_gives_a_stored_recipe(peopled: Registry, rule: str) -> None:
     built(peopled)
     result = fused(peopled, "ida", weights=rule, top_k=2)

@@ -18,7 +18,7 @@ _COUNTED_SENDERS, _NAMED_SENDERS = 100_000, 5
 
 
 class MessengerReplies:
-    """Pairs the messages of all files of an import; `names` are the user's names, in any case."""
+    """Pairs the messages of all files of an import; `names` are the user's names; their case does not matter."""
 
     def __init__(self, names: Collection[str], file: str, findings: ParseFindings) -> None:
         self._names = {fold_name(name) for name in names}
