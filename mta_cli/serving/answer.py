@@ -94,7 +94,9 @@ class AnswerRequest(Generic[W]):
             return True
         if repeats:
             return self.end("repetition")
-        return self.end("length") if len(self.tokens) >= self.max_tokens else False
+        if len(self.tokens) < self.max_tokens:
+            return False
+        return self.end("repetition" if self._repetition.end_at_limit() else "length")
 
     def end(self, reason: FinishReason) -> bool:
         """End the answer; always returns True."""

@@ -416,11 +416,13 @@ def test_an_engine_that_stops_ends_each_running_and_waiting_answer_with_an_error
     go_on = threading.Event()
     threading.Thread(target=engine._call, args=(go_on.wait,), daemon=True).start()
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(served.post, "/chat/completions", ask("base", "Hi", n=3, max_tokens=400))
+        asked = [pool.submit(served.post, "/chat/completions", ask("base", "Hi", max_tokens=400)) for _ in range(3)]
         while len(engine._waiting) < 3:
             threading.Event().wait(0.01)
         stopped = pool.submit(engine.stop, drain_seconds=0)
+        while not engine._calls:
+            threading.Event().wait(0.01)
         go_on.set()
-        assert asked.result(60).status_code == 503
+        assert [one.result(60).status_code for one in asked] == [503] * 3
         stopped.result(60)
     assert [str(error) for error in ends] == ["The server has stopped."] * 3

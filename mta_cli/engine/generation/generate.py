@@ -44,7 +44,8 @@ class _Row:
         if repeats:
             return shown, "repetition"
         if len(self.filter.tokens) >= self.most:
-            return shown + self.filter.flush(), "length"
+            repeats = self.filter.end_at_limit()
+            return shown + self.filter.flush(), "repetition" if repeats else "length"
         return shown, None
 
 

@@ -14,23 +14,24 @@ FinishReason = Literal["end", "length", "repetition", "stop"]
 
 MAX_BLOCK = 64  # the longest block, in tokens, whose repetition is found
 MIN_TIMES, MIN_TOKENS = 3, 32  # a block counts as a repetition after so many times and so many tokens in all
+MIN_TOKENS_AT_LIMIT = 12  # the same for an answer that is cut off by its token limit, where nothing else may follow
 SENTENCE_ENDS = tuple(".!?…。！？")
 SENTENCE_END_TOKENS = 4  # tokens within which a sentence's end, with closing characters, is found
 CLOSING = "\"'”’»)*_ \n"  # characters that may follow the end of a sentence
 
 
-def count_new_tokens(tokens: Sequence[int]) -> tuple[int, int]:
+def count_new_tokens(tokens: Sequence[int], min_tokens: int = MIN_TOKENS) -> tuple[int, int]:
     """The number of `tokens` before a repetition at their end, and the length of the repeated block.
 
     The remaining tokens repeat the block, perhaps several times and perhaps in part. The length is 0 if the block
-    occurs less than `MIN_TIMES` times or covers less than `MIN_TOKENS` tokens.
+    occurs less than `MIN_TIMES` times or covers less than `min_tokens` tokens.
     """
     longest = 0
     for period in range(1, min(MAX_BLOCK, len(tokens) - 1) + 1):
         again = 0  # tokens at the end that equal the tokens `period` places before
         while again + period < len(tokens) and tokens[-1 - again] == tokens[-1 - again - period]:
             again += 1
-        if period + again >= max(MIN_TIMES * period, MIN_TOKENS):
+        if period + again >= max(MIN_TIMES * period, min_tokens):
             return len(tokens) - again, period
         longest = max(longest, again)
     return len(tokens) - longest, 0
@@ -54,9 +55,21 @@ class RepetitionFilter:
             return self.flush(), False
         new, block = count_new_tokens(self.tokens)
         if block:
-            del self.tokens[self._sentence_end(new, block) :]
+            self._keep_once(new, block)
             return self.flush(), True
         return self._show_up_to(new), False
+
+    def end_at_limit(self) -> bool:
+        """End an answer at its token limit: a repetition is kept once, even one too short to end it before.
+
+        A single repeated token stays, because it may be the zeros of a number. Returns whether there was a repetition;
+        `flush` has the tokens that are left.
+        """
+        new, block = count_new_tokens(self.tokens, MIN_TOKENS_AT_LIMIT) if self._active else (0, 0)
+        if block < 2:
+            return False
+        self._keep_once(new, block)
+        return True
 
     def flush(self) -> list[int]:
         """The tokens that are still held back."""
@@ -66,9 +79,8 @@ class RepetitionFilter:
         shown, self._shown = self.tokens[self._shown : end], max(self._shown, end)
         return shown
 
-    def _sentence_end(self, new: int, block: int) -> int:
-        """Where to cut: after the first sentence end within one block after the last new token; without one, at that
-        token.
+    def _keep_once(self, new: int, block: int) -> None:
+        """Cut after the first sentence end within one block after the last new token; without one, at that token.
 
         A block may begin anywhere in a loop: `Yes! I know! I know!` repeats `! I know`.
         """
@@ -76,5 +88,6 @@ class RepetitionFilter:
             last = self.tokens[max(0, place - SENTENCE_END_TOKENS) : place]
             text = self._tokenizer.decode(last, skip_special_tokens=True)
             if text.rstrip(CLOSING).endswith(SENTENCE_ENDS):
-                return place
-        return new
+                new = place
+                break
+        del self.tokens[new:]

@@ -28,8 +28,8 @@ class Words:
         return " ".join(self.words[token] for token in ids)
 
 
-def filtered(text: str) -> tuple[str, bool]:
-    """What is shown of a text that comes word by word, and whether it was ended."""
+def filtered(text: str, *, at_limit: bool = False) -> tuple[str, bool]:
+    """What is shown of a text that comes word by word, and whether it repeats itself."""
     tokenizer, shown = Words(text), list[int]()
     tokens = RepetitionFilter(tokenizer)
     for token in tokenizer.ids:
@@ -38,7 +38,8 @@ def filtered(text: str) -> tuple[str, bool]:
         if repeats:
             assert shown == tokens.tokens
             return tokenizer.decode(shown), True
-    return tokenizer.decode(shown + tokens.flush()), False
+    repeats = at_limit and tokens.end_at_limit()
+    return tokenizer.decode(shown + tokens.flush()), repeats
 
 
 GLAD = "I'm so glad that you are enjoying your long holiday!"
@@ -87,6 +88,21 @@ def test_the_bounds_are_those_that_are_said() -> None:
     assert count_new_tokens([]) == (0, 0) and count_new_tokens([1]) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("My lamb : " + "bless you , " * 5 + "bless", "My lamb : bless you ,"),
+        ("Hot ! " + "I know ! " * 4 + "I", "Hot ! I know !"),
+        ("Yes " * 11, "Yes " * 11),
+        ("We will , we will rock you . " * 2, "We will , we will rock you . " * 2),
+    ],
+)
+def test_at_the_token_limit_a_shorter_loop_is_said_once(text: str, kept: str) -> None:
+    text, kept = " ".join(text.split()), " ".join(kept.split())
+    assert filtered(text) == (text, False), "it is too short to end the answer earlier"
+    assert filtered(text, at_limit=True) == (kept, kept != text)
+
+
 def test_what_was_shown_is_never_taken_back() -> None:
     """Whatever comes: the pieces are the kept answer, in order, and only a repetition is held back."""
     for seed in range(200):
@@ -102,7 +118,9 @@ def test_what_was_shown_is_never_taken_back() -> None:
                 assert ids[: len(shown)] == shown and len(shown) < n
                 break
         else:
-            assert shown + tokens.flush() == ids
+            cut = tokens.end_at_limit()
+            assert cut == (shown + tokens.flush() != ids) and tokens.tokens == ids[: len(tokens.tokens)]
+            assert shown == tokens.tokens[: len(shown)]
         assert repeats or seed % 2
 
 
