@@ -262,7 +262,10 @@ A change needs a higher `version` of the methods that train stacks (CONTRIBUTING
 """
 
 TEXT_STACK_RATE, LABEL_STACK_RATE = 2e-3, 5e-4
-"""Peak learning rates of a stack: of tasks whose outputs are texts, and of tasks with labels or scores."""
+"""Peak learning rates of a stack: of tasks whose outputs are texts, and of tasks with labels or scores.
+
+A change needs a higher `version`, as above.
+"""
 
 STACK_TARGETS = "q_proj,v_proj"
 

@@ -138,7 +138,7 @@ def run(
     if bank is not None and (unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]):
         raise UsageError(
             f"{', '.join(unused)} cannot be given with --bank, because bank {bank} is already built.",
-            hint="leave it out",
+            hint=f"leave out {', '.join(unused)}",
         )
     make_request = None if bank is None else partial(_measured_bank_request, use, task, bank, test_users)
     done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=make_request)

@@ -224,7 +224,7 @@ def _select_users(columns: Mapping[str, Column], task: str | None, among: str = 
     """A query for these columns and the `task` of all users; the condition `among` restricts the joined rows."""
     listed = ", ".join(["users.id AS id", *(f"{column.sql} AS {name}" for name, column in columns.items())])
     main_task = ":task" if task is not None else _SELECT_MAIN_TASK
-    joins = _join_sql("iqsra", task, among)
+    joins = _join_sql(set(_JOIN_SUBQUERIES), task, among)
     return f"WITH {_WITH_CURRENT_BANKS} SELECT {listed}, {main_task} AS task FROM users {joins}"
 
 
@@ -254,7 +254,7 @@ def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict
     return sql, {**where.values, "task": question.task}
 
 
-def _join_sql(parts: str | set[str], task: str | None, among: str = "") -> str:
+def _join_sql(parts: set[str], task: str | None, among: str = "") -> str:
     """The SQL of the joins with the keys `parts`, for all users or those that the condition `among` selects."""
     conditions = [*(["task = :task"] if task is not None else []), *([among] if among else [])]
     and_ = "".join(f" AND {condition}" for condition in conditions)

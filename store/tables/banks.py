@@ -117,7 +117,8 @@ class Banks:
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None, *, base: str | None = None) -> Bank:
-        """The newest ready version of a bank, or the given version in any state; with `base`, of that fingerprint.
+        """The newest ready version of a bank, with `base` the newest on that fingerprint; or the given version, in any
+        state and on any base.
 
         Raises NotFound, with the known versions.
         """

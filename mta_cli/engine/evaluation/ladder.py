@@ -95,10 +95,10 @@ class ComparedPair:
 
 
 def compared_pairs(measured: Iterable[str]) -> list[ComparedPair]:
-    """The pairs of `measured` steps that a ladder compares: each step with the nearest measured step below it.
+    """The pairs that a ladder compares: each of the `measured` steps with the nearest one below, without `no-model` and
+    the control; and the whole personal model with the common one.
 
-    With both a fusion and a stack, the stack is also compared with the common model, which shows the total gain of a
-    personal model. `no-model` is not compared with the base but with the highest step; see `judge_ladder`.
+    `no-model` is not compared with the base but with the highest step; see `judge_ladder`.
     """
     names = set(measured)
     steps = [step for step in LADDER if step.name in names and not step.is_control and step.name != NO_MODEL]

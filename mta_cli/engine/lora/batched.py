@@ -187,7 +187,10 @@ class TrainableLoras:
 
 
 class LoraParams:
-    """Copies of a group's factors for the rows of one pass, one for each block, in the dtype of the pass."""
+    """Leaf copies of a group's factors for the rows of one pass, one for each block, in the dtype of the pass.
+
+    After `backward`, `accumulate_grads` adds their gradients to the group's.
+    """
 
     def __init__(self, group: TrainableLoras, owners: Sequence[int], dtype: torch.dtype) -> None:
         blocks, _ = owner_blocks(owners)

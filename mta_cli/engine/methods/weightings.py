@@ -1,6 +1,7 @@
 """Every way to weight a user's anchors: its settings and its formula.
 
-To add one, add an entry here, and its name to `options.WEIGHT_METHODS` if users may choose it.
+To add one, add an entry here, and its name to `options.WEIGHT_METHODS` if users may choose it. A formula of anything
+but cosines is in `_weigh` of `anchor_weights.py`.
 """
 
 from __future__ import annotations

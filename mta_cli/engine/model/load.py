@@ -257,7 +257,9 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Silence transformers' progress bars and log lines; real problems are raised as errors."""
+    """For the whole process, silence transformers' progress bars and log lines, those of bitsandbytes, and
+    FutureWarnings of Hugging Face's libraries. Their real problems are exceptions anyway.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -149,7 +149,10 @@ class TrainingSession:
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
-        """Each member's weights rounded as in their files; a member whose weights are not finite has failed."""
+        """By member index, the weights rounded as in their files, without failed members.
+
+        A member whose weights are not finite is added to `trainer.failed`.
+        """
         weights = {}
         for i in range(len(trainer.members)):
             if i in trainer.failed:

@@ -157,10 +157,10 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
             )
         for key in DESIGN_KEYS:
             if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
-                told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
+                told = f"{key} is {first.result.get(key)} in {first.name} and {one.result.get(key)} in {one.name}"
                 raise UsageError(
                     f"these evaluations differ in more than the seed ({told}), so they cannot be pooled",
-                    hint=(Command("eval list"), " lists all evaluations"),
+                    hint=("name evaluations with the same options; ", Command("eval list"), " lists all"),
                 )
     for name in first.result["methods"]:
         results = [one.result for one in evaluations if name in one.result["methods"]]

@@ -244,7 +244,7 @@ def _permute(method: Method) -> Method:
         raise UsageError(
             f"there is no method {name!r:.80}",
             hint=(
-                f"{_PERMUTED} gives a user another's LoRAs, and {method.name} has none to give; ",
+                f"{_PERMUTED} gives a user another's LoRAs, and {method.name} has none or is a control itself; ",
                 Command("eval methods"),
                 " lists all",
             ),

@@ -58,9 +58,10 @@ def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]
 
 
 def estimate_build_load(inputs: BankInputs, shared: bool, rows: BuildRowTokens) -> tuple[TokenLoad, ...]:
-    """The largest training load of a build. With a `shared` task adapter, only the anchors are trained.
+    """The training loads of a build, at most: first the task adapter's, which is zero if it is `shared` or not wanted,
+    then the anchors'.
 
-    Fitting the memory's weights trains one more task adapter, in two halves.
+    To fit the memory's weights, an adapter is also trained on each half of the users; the first load includes both.
     """
     request, options = inputs.request, inputs.request.options
     row, pooled_row = rows.anchors.mean, rows.task_adapter.mean

@@ -316,7 +316,8 @@ class ChatModel:
     ) -> int:
         """The index of the label to answer, from each label's log-likelihood by the model (nats) and the label memory.
 
-        The memory is not used in mode base. `spoken` gets the sums. `time` is when a held-out question was asked.
+        The memory is not used in mode base. `spoken` gets each label's log-likelihood, by the model alone and with the
+        memory. `time` is when a held-out question was asked.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 

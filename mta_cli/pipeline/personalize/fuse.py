@@ -154,7 +154,9 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
 
 
 def requested_weighting(options: FuseOptions) -> str:
-    """The requested weighting, by default evidence. `weighting_for` is what a user without shots gets."""
+    """The name of the requested weighting, by default `evidence`. A user without shots may get another; see
+    `weighting_for`.
+    """
     return options.weights or "evidence"
 
 

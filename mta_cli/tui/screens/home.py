@@ -137,6 +137,7 @@ class HomeScreen(BaseScreen):
         self._show_jobs()
 
     def _notify_job_end(self, job: Job) -> None:
+        """Tell of the job's end on screens that do not show it: all but Home, and for a failure also all but Jobs."""
         if not self.is_current and job.state == "done":
             self.notify(f"{job.kind} {job.title}: done. Press 0 to see the result.", markup=False)
         self.mta_app.notify_if_failed(job)

@@ -137,11 +137,11 @@ def test_settings_that_were_given_must_have_had_one_value(reg: Registry, tmp_pat
 
 
 def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> None:
-    with pytest.raises(UsageError, match=r"shots: 3 in 2 and 2 in 4"):
+    with pytest.raises(UsageError, match=r"shots is 3 in evaluation 2 and 2 in evaluation 4"):
         evaluation_document(load_evaluations([2, 4], reg))
     longer = replace(seeded(trial.request, 1), bank=replace(trial.request.bank, task_epochs=2))
     other = int(finish(run_evaluation(reg, longer))[0]["evaluation"])
-    with pytest.raises(UsageError, match=r"task_epochs: 2 in \d+ and 1 in"):
+    with pytest.raises(UsageError, match=r"task_epochs is 2 in evaluation \d+ and 1 in evaluation"):
         evaluation_document(load_evaluations([other, 3], reg))
     with pytest.raises(UsageError, match="mtb is not among the methods"):
         evaluation_document(load_evaluations([2, 3], reg), "mtb")

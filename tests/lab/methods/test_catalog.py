@@ -64,11 +64,11 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("task:evidence:adapter", "none, lora"),
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),
-        ("permuted-pooled", "pooled has none to give"),
-        ("permuted-majority", "majority has none to give"),
-        ("permuted-neighbours", "neighbours has none to give"),
-        ("permuted-permuted-mta", "permuted-mta has none to give"),
-        ("permuted-permuted-anchors", "permuted-anchors has none to give"),
+        ("permuted-pooled", "pooled has none or is a control itself"),
+        ("permuted-majority", "majority has none or is a control itself"),
+        ("permuted-neighbours", "neighbours has none or is a control itself"),
+        ("permuted-permuted-mta", "permuted-mta has none or is a control itself"),
+        ("permuted-permuted-anchors", "permuted-anchors has none or is a control itself"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:

@@ -62,9 +62,10 @@ class ParseFindings:
         self.groups: dict[str, str] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
-        """Record a fault, which makes the file unusable; `field` is the path inside the record.
+        """Record a fault: the file becomes unusable, or with `skip_faulty` its record is left out.
 
-        With `of_record`, the fault concerns the record alone, and `skip_faulty` can leave the record out.
+        `field` is the path inside the record. Without `of_record` the fault concerns more than the record, and the file
+        is unusable in any case.
         """
         if self.skip_faulty and of_record and place.record is not None:
             self.skipped_places.add(place)
