@@ -14,7 +14,7 @@ FinishReason = Literal["end", "length", "repetition", "stop"]
 
 MAX_BLOCK = 64  # the longest block, in tokens, whose repetition is found
 MIN_TIMES, MIN_TOKENS = 3, 32  # a block counts as a repetition after so many times and so many tokens in all
-MIN_TOKENS_AT_LIMIT = 12  # the same for an answer that is cut off by its token limit, where nothing else may follow
+MIN_TOKENS_AT_LIMIT = 12  # the same for an answer that its token limit cuts off
 SENTENCE_ENDS = tuple(".!?…。！？")
 SENTENCE_END_TOKENS = 4  # tokens within which a sentence's end, with closing characters, is found
 CLOSING = "\"'”’»)*_ \n"  # characters that may follow the end of a sentence
@@ -62,11 +62,11 @@ class RepetitionFilter:
     def end_at_limit(self) -> bool:
         """End an answer at its token limit: a repetition is kept once, even one too short to end it before.
 
-        A single repeated token stays, because it may be the zeros of a number. Returns whether there was a repetition;
-        `flush` has the tokens that are left.
+        A block of one token or without a letter stays, because it may be part of a number. Returns whether there was a
+        repetition; `flush` has the tokens that are left.
         """
         new, block = count_new_tokens(self.tokens, MIN_TOKENS_AT_LIMIT) if self._active else (0, 0)
-        if block < 2:
+        if block < 2 or not any(map(str.isalpha, self._tokenizer.decode(self.tokens[-block:]))):
             return False
         self._keep_once(new, block)
         return True

@@ -93,7 +93,8 @@ def test_the_bounds_are_those_that_are_said() -> None:
     [
         ("My lamb : " + "bless you , " * 5 + "bless", "My lamb : bless you ,"),
         ("Hot ! " + "I know ! " * 4 + "I", "Hot ! I know !"),
-        ("Yes " * 11, "Yes " * 11),
+        ("Yes " * 15, "Yes " * 15),
+        ("It costs 1" + " , 0 0 0" * 5, "It costs 1" + " , 0 0 0" * 5),
         ("We will , we will rock you . " * 2, "We will , we will rock you . " * 2),
     ],
 )
