@@ -137,7 +137,7 @@ def test_people_are_told_apart_by_name_and_queries() -> None:
 
 def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_path: Path, trial: Trial) -> None:
     export_evaluation(load_finished_evaluation(reg, 4), tmp_path / "four.json")
-    with pytest.raises(UsageError, match=r"shots: 3 in .* and 2 in"):
+    with pytest.raises(UsageError, match=r"shots is 3 in .* and 2 in"):
         evaluation_document(load_evaluations([str(written), str(tmp_path / "four.json")], reg))
     with pytest.raises(UsageError, match=r"evaluation 2 and .*have a seed in common"):
         evaluation_document(load_evaluations(["2", str(written)], reg))
