@@ -31,13 +31,14 @@ GENERATE = _generator()
 COMMANDS = dict(GENERATE.COMMANDS["commands"]())
 PAGE: str = GENERATE.COMMANDS["page"]()
 MANUAL: str = GENERATE.COMMANDS["manual"]()
+PAGES: dict[str, str] = GENERATE.pages()
 GROUP = re.compile(r"\[([^\]]+)\]\(#[\w-]+\)(?: \(([^)]*)\))?")
 OPTION_LINE = re.compile(r"^- `--.*", re.M)
 
 
-@pytest.mark.parametrize("name", GENERATE.pages())
+@pytest.mark.parametrize("name", PAGES)
 def test_the_checked_in_page_is_up_to_date(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == GENERATE.pages()[name], "run `make docs`"
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run `make docs`"
 
 
 def _options(path: str) -> Iterator[Any]:
@@ -111,8 +112,7 @@ def test_every_command_argument_and_option_has_help(path: str) -> None:
 @pytest.mark.parametrize("key", all_settings())
 def test_every_setting_is_documented(key: str) -> None:
     setting = all_settings()[key]
-    page = GENERATE.pages()["settings.md"]
-    assert f"| `{key}` | `{setting.env_variable}` |" in page
+    assert f"| `{key}` | `{setting.env_variable}` |" in PAGES["settings.md"]
     assert setting.help
 
 

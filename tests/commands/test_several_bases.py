@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,24 +25,47 @@ TASK = ("--task", "lamp-2")
 ADAPT = ("--shots", 3, "--steps", 6, *CPU)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> Path:
+    """A folder with models and two stores, from which each test gets a copy of one.
+
+    `one` has the people of `town`, a bank on `tiny`, and ida's model on it. `two` has also a bank on `other`, and there
+    the models of ida and jon.
+    """
+    root = tmp_path_factory.mktemp("bases")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("CONFIG", root / "none.toml"), ("MODELS", root / "models"), ("STORE", root / "two")):
+            patch.setenv(f"MTA_{name}", str(value))
+        patch.setenv("MTA_MODELS_BASE", "tiny")
+        patch.setenv("MTA_MODELS_EMBEDDER", "tiny-embedder")
+        (root / "none.toml").touch()
+        register_folder(tiny_base_path, name="tiny")
+        register_folder(tiny_embedder_path, name="tiny-embedder")
+        with Registry.open(root / "two", create=True) as reg:
+            town.people(reg)
+        mta_ok("bank", "build", *TASK, *QUICK)
+        mta_ok("user", "adapt", "ida", *ADAPT)
+        shutil.copytree(root / "two", root / "one")
+        register_folder(tiny.make_base(root / "other", seed=1), name="other")
+        mta_ok("bank", "build", *TASK, *QUICK, "--base", "other")
+        mta_ok("user", "adapt", "jon", *ADAPT, "--base", "other")
+        mta_ok("user", "fuse", "ida", *CPU, "--base", "other")
+    return root
+
+
 @pytest.fixture
-def one(store_root: Path) -> Path:
-    """A store with the people of `town`, a bank on `tiny`, and ida's model on it."""
-    with Registry.open(store_root, create=True) as reg:
-        town.people(reg)
-    mta_ok("bank", "build", *TASK, *QUICK)
-    mta_ok("user", "adapt", "ida", *ADAPT)
+def one(made: Path, store_root: Path) -> Path:
+    """The store with a bank on `tiny`."""
+    shutil.copytree(made / "one", store_root)
     return store_root
 
 
 @pytest.fixture
-def two(one: Path, tmp_path: Path) -> Path:
-    """The same with a bank on `other`, and there the models of ida and jon."""
-    register_folder(tiny.make_base(tmp_path / "other", seed=1), name="other")
-    mta_ok("bank", "build", *TASK, *QUICK, "--base", "other")
-    mta_ok("user", "adapt", "jon", *ADAPT, "--base", "other")
-    mta_ok("user", "fuse", "ida", *CPU, "--base", "other")
-    return one
+def two(made: Path, store_root: Path) -> Path:
+    """The store with a bank on each base."""
+    register_folder(made / "other", name="other")
+    shutil.copytree(made / "two", store_root)
+    return store_root
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,7 @@ async def test_half_an_answer_is_not_kept(demo_store: Path, monkeypatch: pytest.
 
 def endless(voice: Any, question: Any, others: Any) -> Iterator[Event]:
     while True:
+        time.sleep(0.005)  # as a model: the window's thread has its turn
         yield TextChunk("word ", "base")
         yield TextChunk("other ", "fused")
 
