@@ -50,6 +50,13 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+@pytest.fixture(autouse=True)
+def few_guessed_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank's memory is fitted on 24 guessed items instead of 256: most of a tiny bank's time went there."""
+    monkeypatch.setattr("mta_cli.pipeline.bank.memory_weights.MAX_GUESSED_ITEMS", 24)
+    monkeypatch.setattr("mta_cli.pipeline.bank.memory_weights.MAX_LADDER_CASES", 12)
+
+
 @pytest.fixture(scope="session")
 def tiny_base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random two-layer Llama with a byte-level tokenizer. Treat it as read-only."""

@@ -99,7 +99,8 @@ def test_each_command_parses(line: str) -> None:
 def test_the_readme_runs_from_top_to_bottom(tmp_path: Path, real_models: Path) -> None:
     """Every `mta` line, in order, in one fresh store, in a folder that looks like a checkout.
 
-    Banks are trained on four items of each person, once: that all lines run is shown, not what comes of long training.
+    Banks are trained on two items of each person, once, and stacks in four steps: that all lines run is shown, not what
+    comes of long training.
     """
     for entry in ROOT.iterdir():
         if not entry.name.startswith("."):
@@ -115,9 +116,10 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path, real_models: Path) -
         "PYTHONPATH": str(ROOT),
         "MTA_STORE": str(tmp_path / ".store"),
         "MTA_MODELS": str(real_models),
-        "MTA_BANK_MAX_ITEMS": "4",
+        "MTA_BANK_MAX_ITEMS": "2",
         "MTA_BANK_EPOCHS": "1",
         "MTA_BANK_TASK_EPOCHS": "1",
+        "MTA_ADAPT_STEPS": "4",
     }
     for line in OURS:
         shown = line.replace(".venv/bin/mta", "mta")

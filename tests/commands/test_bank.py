@@ -107,7 +107,7 @@ def test_tables_for_people(peopled: Path) -> None:
     assert "Next: mta user adapt -t lamp-2" in shown.err
     for said in (shown.out, mta_ok("bank", "show", "lamp-2").out):
         assert "as if they were new: 5 other items of the user are known" in said and "common+memory" in said
-        assert "Label memory:" in said and "Measured on 90 questions of 9 users" in said
+        assert "Label memory:" in said and "Measured on 12 questions of 9 users" in said
     assert "90 answers of 9 users serve as neighbours (sharpness" in mta_ok("bank", "show", "lamp-2").out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
     adapted = mta_ok("user", "adapt", "ida", "--steps", 6)

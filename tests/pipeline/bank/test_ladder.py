@@ -26,6 +26,11 @@ from tests.pipeline.town import TASK, bank_request, built, finish, notes
 EMPTY = Bank(1, "b", 1, "", TASK.name, "", "", None, "ready", 0, {}, 0, 0.0, "")
 
 
+@pytest.fixture(autouse=True)
+def few_guessed_items() -> None:
+    """As many items are guessed here as in the program; other tests guess fewer."""
+
+
 def bank_of(reg: Registry, task: str = TASK.name) -> Bank:
     bank = reg.banks.latest_ready_bank(task)
     assert bank is not None

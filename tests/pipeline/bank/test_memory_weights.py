@@ -23,6 +23,11 @@ from store.registry import Registry
 from tests.pipeline.town import TASK, bank_request, built, finish, notes
 
 
+@pytest.fixture(autouse=True)
+def few_guessed_items() -> None:
+    """As many items are guessed here as in the program; other tests guess fewer."""
+
+
 def bank_of(reg: Registry) -> Bank:
     bank = reg.banks.latest_ready_bank(TASK.name)
     assert bank is not None
