@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mta_cli.pipeline.models.pull import register_folder
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.world import World, make_world
@@ -17,6 +19,28 @@ def peopled(store_root: Path) -> Iterator[Registry]:
     """A store with the people of `town`, and the tiny models."""
     with Registry.open(store_root, create=True) as registry:
         town.people(registry)
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def banked_store(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> Path:
+    """A store with the people of `town` and their bank of three anchors. Treat it as read-only."""
+    root = tmp_path_factory.mktemp("banked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_MODELS", str(root / "models"))
+        register_folder(tiny_base_path, name="tiny")
+        register_folder(tiny_embedder_path, name="tiny-embedder")
+        with Registry.open(root / "store", create=True) as registry:
+            town.people(registry)
+            town.built(registry)
+    return root / "store"
+
+
+@pytest.fixture
+def banked(banked_store: Path, store_root: Path) -> Iterator[Registry]:
+    """A copy of that store, for tests of what comes after a bank's build."""
+    shutil.copytree(banked_store, store_root)
+    with Registry.open(store_root) as registry:
         yield registry
 
 

@@ -20,7 +20,7 @@ from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_weights
 from mta_cli.pipeline.workbench import Workbench
 from store.records import NewItem
 from store.registry import Registry
-from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
+from tests.pipeline.town import CPU, QUICK, TASK, finish, fuse_request
 
 ALONE = MemoryOptions(memory="habit")
 
@@ -34,12 +34,11 @@ def prepared(reg: Registry, request: FuseRequest, *names: str) -> Iterator[Workb
         yield bench
 
 
-def test_shots_are_label_examples_where_neighbours_count(peopled: Registry) -> None:
-    built(peopled)
-    ida = peopled.users.get("ida")
-    peopled.items.append_items(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
-    items = peopled.items.recent_items(ida.id, TASK.name)
-    with prepared(peopled, fuse_request(), "ida") as bench:
+def test_shots_are_label_examples_where_neighbours_count(banked: Registry) -> None:
+    ida = banked.users.get("ida")
+    banked.items.append_items(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
+    items = banked.items.recent_items(ida.id, TASK.name)
+    with prepared(banked, fuse_request(), "ida") as bench:
         own, methods, memory = bench.user_shots(ida, items), bench.methods, MemoryOptions()
         assert own.rows == tuple(bench.rows.training_rows(items))
         assert shot_examples(methods, own, ALONE) == own.rows, "without neighbours a shot is a text"
@@ -57,18 +56,17 @@ def test_shots_are_label_examples_where_neighbours_count(peopled: Registry) -> N
         assert shot_examples(methods, bench.user_shots(ida, []), memory) == ()
 
 
-def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(peopled: Registry) -> None:
-    built(peopled)
-    jon, request = peopled.users.get("jon"), fuse_request(sharpness=1.0, scale=1.0)
-    bank = peopled.banks.get("lamp-2")
-    finish(adapt_users(peopled, AdaptRequest([jon], QUICK, request)))
-    recipe = peopled.recipes.get(jon.id, TASK.name, bank.id)
+def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(banked: Registry) -> None:
+    jon, request = banked.users.get("jon"), fuse_request(sharpness=1.0, scale=1.0)
+    bank = banked.banks.get("lamp-2")
+    finish(adapt_users(banked, AdaptRequest([jon], QUICK, request)))
+    recipe = banked.recipes.get(jon.id, TASK.name, bank.id)
     assert recipe is not None
-    with prepared(peopled, request, "jon") as bench:
-        items = peopled.items.recent_items(jon.id, TASK.name, 5)
+    with prepared(banked, request, "jon") as bench:
+        items = banked.items.recent_items(jon.id, TASK.name, 5)
         shots = shot_examples(bench.methods, bench.user_shots(jon, items), request.memory)
-        digests = {anchor.id: anchor.digest for anchor in peopled.banks.anchors(bank.id)}
-        parts = [(), *((load_weights(peopled, str(digests[s.anchor_id]), bank.base),) for s in recipe.shares)]
+        digests = {anchor.id: anchor.digest for anchor in banked.banks.anchors(bank.id)}
+        parts = [(), *((load_weights(banked, str(digests[s.anchor_id]), bank.base),) for s in recipe.shares)]
         asked = [(shot, part) for part in range(len(parts)) for shot in range(len(shots))]
         values = iter(completion_log_likelihoods(bench.base, [build_prompt_tree(one) for one in shots], parts, asked))
         null, *sums = [sum(example_log_likelihood(one, next(values)) for one in shots) for _ in parts]
@@ -77,19 +75,18 @@ def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(peopled: Registry) -
             assert share.weight / rest == pytest.approx(math.exp(total - null), rel=1e-3)
 
 
-def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None:
+def test_losses_are_of_the_decision_beside_neighbours(banked: Registry) -> None:
     """On shots without themselves, on held-out queries with all that the user answered."""
-    built(peopled)
-    kim, bank = peopled.users.get("kim"), peopled.banks.get("lamp-2")
-    peopled.banks.set_kernel(bank.id, {"sharpness": 2.0, "votes": 0.3, "habit": 0.3, "linear": 0.0})
+    kim, bank = banked.users.get("kim"), banked.banks.get("lamp-2")
+    banked.banks.set_kernel(bank.id, {"sharpness": 2.0, "votes": 0.3, "habit": 0.3, "linear": 0.0})
     request = fuse_request()
-    ((result,), _) = finish(adapt_users(peopled, AdaptRequest([kim], QUICK, request)))
+    ((result,), _) = finish(adapt_users(banked, AdaptRequest([kim], QUICK, request)))
     assert 0.0 < result["loss_after"] < result["loss_before"]
-    with prepared(peopled, request, "kim") as bench:
-        (parts, _) = load_fusion_and_stack(peopled, bank.base, kim, TASK.name, "adapted")
-        items = peopled.items.recent_items(kim.id, TASK.name, 5)
+    with prepared(banked, request, "kim") as bench:
+        (parts, _) = load_fusion_and_stack(banked, bank.base, kim, TASK.name, "adapted")
+        items = banked.items.recent_items(kim.id, TASK.name, 5)
         shots = shot_examples(bench.methods, bench.user_shots(kim, items), request.memory)
-        queries = peopled.items.queries(kim.id, TASK.name)
+        queries = banked.items.queries(kim.id, TASK.name)
         heldout = bench.query_examples(kim, request.memory)
         assert mean_losses(bench.base, [(shots, parts), (heldout, parts)]) == pytest.approx(
             [result["loss_after"], result["heldout_after"]], abs=1e-4
@@ -103,15 +100,14 @@ def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None
         assert alone == bench.rows.query_rows(queries)
 
 
-def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
+def test_a_stack_rests_on_how_neighbours_count(banked: Registry) -> None:
     """Answers are decided beside them: under another weight, or another kernel, it has to be trained again."""
-    built(peopled)
-    ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
+    ida, bank = banked.users.get("ida"), banked.banks.get("lamp-2")
 
     def adapt(answer: MemoryOptions) -> tuple[bool, str]:
         request = replace(fuse_request(), memory=answer)
-        ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
-        stack = peopled.stacks.get(ida.id, TASK.name, bank.id)
+        ((result,), _) = finish(adapt_users(banked, AdaptRequest([ida], QUICK, request)))
+        stack = banked.stacks.get(ida.id, TASK.name, bank.id)
         assert stack is not None
         return result.get("unchanged", False), stack.digest
 
@@ -120,14 +116,13 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
     unchanged, alone = adapt(ALONE)
     assert not unchanged and alone != first
     assert adapt(MemoryOptions()) == (False, first)
-    kernel = peopled.banks.by_id(bank.id).kernel
+    kernel = banked.banks.by_id(bank.id).kernel
     assert kernel is not None
-    peopled.banks.set_kernel(bank.id, {**kernel, "habit": kernel["habit"] + 1.0})
+    banked.banks.set_kernel(bank.id, {**kernel, "habit": kernel["habit"] + 1.0})
     assert not adapt(MemoryOptions())[0]
 
 
-def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
-    built(peopled)
+def test_a_stopped_adaptation_goes_on_with_the_same_weight(banked: Registry) -> None:
     request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
     document = adapt_request_json(AdaptRequest(None, QUICK, request))
-    assert restore_adapt_request(peopled, 0, document, CPU).fuse.memory == request.memory
+    assert restore_adapt_request(banked, 0, document, CPU).fuse.memory == request.memory

@@ -81,7 +81,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(peopled: Registry, tmp_path
 
 
 def test_two_designs_go_on_at_once_and_one_design_does_not(peopled: Registry) -> None:
-    few = eval_request(methods="pooled-rag,mta")
+    few = eval_request(methods="pooled-rag,mta", folds=2)
     requests, together = [few, replace(few, machine=replace(few.machine, seed=1))], dict[int, Any]()
     with Registry.open(peopled.root) as other:
         jobs = [run_evaluation(reg, one) for reg, one in zip((peopled, other), requests, strict=True)]

@@ -18,18 +18,17 @@ from mta_cli.pipeline.memory.knn import load_embedder
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from store.registry import Registry
-from tests.pipeline.town import bank_request, built, finish, fuse_request
+from tests.pipeline.town import bank_request, finish, fuse_request
 from tests.pipeline.world import World, asking
 
 QUESTION = "film 7 about a ship"
 
 
 @pytest.fixture
-def fused(peopled: Registry) -> Iterator[Registry]:
+def fused(banked: Registry) -> Iterator[Registry]:
     """A bank with neighbours, and ida with a recipe of it."""
-    built(peopled)
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request()))
-    yield peopled
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request()))
+    yield banked
 
 
 def explained(reg: Registry, text: str = QUESTION, **how: Any) -> tuple[dict[str, Any], Conversation]:

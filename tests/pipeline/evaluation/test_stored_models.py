@@ -36,15 +36,12 @@ from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_req
 STEPS = ("no-model", "base", "base+examples", "common", "common+memory", "fused", "adapted", "another's")
 
 
-def test_a_damaged_registry_is_named_before_the_first_answer(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built(peopled)
+def test_a_damaged_registry_is_named_before_the_first_answer(banked: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta_cli.pipeline.models.verify._verified_keys", set())
     monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: ["registry.db is damaged"])
-    users = [peopled.users.get(name) for name in SHORT]
+    users = [banked.users.get(name) for name in SHORT]
     with pytest.raises(IntegrityFault, match="registry"):
-        finish(evaluate_users(peopled, replace(fuse_request(), machine=replace(CPU, verify=True)), users))
+        finish(evaluate_users(banked, replace(fuse_request(), machine=replace(CPU, verify=True)), users))
 
 
 def adapted(reg: Registry, users: list[User]) -> None:
@@ -62,13 +59,12 @@ def evaluated(
     return found
 
 
-def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    result = evaluated(peopled, users)
+def test_every_step_answers_every_query_and_is_stored(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    result = evaluated(banked, users)
     assert result["users"] == 3 and result["queries"] == 6 and tuple(result["methods"]) == STEPS
-    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    predictions = banked.evaluations.predictions.load_predictions(result["evaluation"])
     assert len(predictions) == 6 * len(STEPS)
     for step in STEPS:
         own = [p for p in predictions if p.method == step]
@@ -82,52 +78,49 @@ def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None
     assert {(row["a"], row["b"]) for row in result["differences"]} == {
         ("adapted", step) for step in STEPS if step != "adapted"
     }
-    (stack,) = peopled.stacks.of_user(peopled.users.get("ida").id)
+    (stack,) = banked.stacks.of_user(banked.users.get("ida").id)
     kept = {step: result["costs"][step]["bytes"] for step in STEPS if step != "another's"}
     assert kept == {**dict.fromkeys(STEPS[:5], 0), "fused": 36, "adapted": 36 + stack.bytes}
     texts = [[p.gold_loglik for p in predictions if p.method == step] for step in STEPS]
     assert all(one != other for n, one in enumerate(texts) for other in texts[:n]), "each step changes something"
 
 
-def test_the_ladder_of_few_users_is_over_their_questions_and_the_store_keeps_it(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    result = evaluated(peopled, users)
+def test_the_ladder_of_few_users_is_over_their_questions_and_the_store_keeps_it(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    result = evaluated(banked, users)
     ladder = result["ladder"]
     assert (ladder["unit"], ladder["units"], ladder["questions"]) == ("questions", 6, 6)
     assert [one["step"] for one in ladder["steps"]] == list(STEPS)
     for row in ladder["comparisons"]:
         a, b = (result["methods"][row[side]]["gold_loglik"]["value"] for side in ("step", "below"))
         assert row["value"] == pytest.approx(a - b) and row["verdict"] == "not shown" and row["why"] == "too few"
-    stored = peopled.evaluations.get(result["evaluation"]).result
+    stored = banked.evaluations.get(result["evaluation"]).result
     assert stored["ladder"] == json.loads(json.dumps(ladder))
     assert not any(name in json.dumps(stored) for name in SHORT), "a stored document holds no names"
 
 
-def test_each_step_and_the_one_below_it_differ_in_one_thing(peopled: Registry) -> None:
+def test_each_step_and_the_one_below_it_differ_in_one_thing(banked: Registry) -> None:
     """The prompts and the label priors are the same from the common model upwards."""
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    found = banked.evaluations.predictions.load_predictions(evaluated(banked, users)["evaluation"])
     prompts = {step: [p.prompt for p in found if p.method == step] for step in STEPS}
     with_examples = STEPS[2:]
     assert (
         all(prompts[step] == prompts["base+examples"] for step in with_examples)
         and prompts["base"] != prompts["common"]
     )
-    plain = evaluated(peopled, users, memory="off", history=0)
+    plain = evaluated(banked, users, memory="off", history=0)
     assert tuple(plain["methods"]) == ("no-model", "base", "common", "fused", "adapted", "another's")
 
 
-def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    items = {user.id: peopled.items.recent_items(user.id, TASK.name, 50) for user in users}
+def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    items = {user.id: banked.items.recent_items(user.id, TASK.name, 50) for user in users}
     (nearest,) = group_users_with_similar_topics([user.id for user in users], items, {})
-    found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
+    found = banked.evaluations.predictions.load_predictions(evaluated(banked, users)["evaluation"])
     for one in (p for p in found if p.method == "adapted"):
         own, *others = unpack_logliks(one.whose or b"")
         assert own == pytest.approx(one.gold_loglik, abs=1e-5) and len(others) == len(users) - 1
@@ -137,12 +130,11 @@ def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(peop
     assert all(p.whose is None for p in found if p.method not in ("fused", "adapted"))
 
 
-def test_whose_is_it_counts_the_answers_whose_own_model_is_first(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    result = evaluated(peopled, users)
-    found = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+def test_whose_is_it_counts_the_answers_whose_own_model_is_first(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    result = evaluated(banked, users)
+    found = banked.evaluations.predictions.load_predictions(result["evaluation"])
     for entry in result["ladder"]["whose"]:
         rows = [unpack_logliks(p.whose or b"") for p in found if p.method == entry["step"]]
         assert entry["questions"] == len(rows) == 6 and entry["chance"] == pytest.approx(6 / 3)
@@ -151,21 +143,19 @@ def test_whose_is_it_counts_the_answers_whose_own_model_is_first(peopled: Regist
     assert [entry["step"] for entry in result["ladder"]["whose"]][:2] == ["fused", "adapted"]
 
 
-def test_one_user_alone_has_no_control_and_nobody_to_be_told_from(peopled: Registry) -> None:
-    built(peopled)
-    ida = peopled.users.get(SHORT[0])
-    adapted(peopled, [ida])
-    result = evaluated(peopled, [ida])
+def test_one_user_alone_has_no_control_and_nobody_to_be_told_from(banked: Registry) -> None:
+    ida = banked.users.get(SHORT[0])
+    adapted(banked, [ida])
+    result = evaluated(banked, [ida])
     assert "another's" not in result["methods"] and result["ladder"]["control"] is None
     assert result["ladder"]["whose"] == [] and result["ladder"]["unit"] == "questions"
 
 
-def test_the_examples_are_of_the_largest_the_median_and_the_smallest_gain(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
-    adapted(peopled, users)
-    result = evaluated(peopled, users)
-    found = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+def test_the_examples_are_of_the_largest_the_median_and_the_smallest_gain(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
+    adapted(banked, users)
+    result = evaluated(banked, users)
+    found = banked.evaluations.predictions.load_predictions(result["evaluation"])
     logliks = {(p.method, p.query_id): p.gold_loglik for p in found}
     gains = {p.query_id: p.gold_loglik - logliks["common+memory", p.query_id] for p in found if p.method == "adapted"}
     order = sorted(gains, key=lambda query: (gains[query], query), reverse=True)
@@ -248,31 +238,30 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
         assert (late is not None) == (prediction.method in ("fused", "adapted"))
 
 
-def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT[:2]]
-    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
+def test_texts_are_scored_and_the_shown_ones_generated(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT[:2]]
+    finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
     entry = resolve_model("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
-    examples, folder = PromptRowBuilder(peopled, base, free, 2), AdapterMerger(base)
-    result = evaluated(peopled, users, free)
+    examples, folder = PromptRowBuilder(banked, base, free, 2), AdapterMerger(base)
+    result = evaluated(banked, users, free)
     assert result["metric"] == "gold_loglik" and "common+memory" not in result["methods"]
     assert result["ladder"]["steps"][0] == {"step": "no-model", "gold_loglik": None, "metric": None}
     *models, style = result["ladder"]["whose"]
     assert [one["step"] for one in models] == ["fused", "adapted"] and style["step"] == "naive-bayes"
     assert (style["first"], style["questions"]) == (4, 4), "each has a tag of their own"
     shown = {one["question"]: one for one in result["examples"]}
-    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    predictions = banked.evaluations.predictions.load_predictions(result["evaluation"])
     assert len(predictions) == 4 * 7
     for prediction in predictions:
-        user = peopled.users.by_id(prediction.user_id)
-        (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
+        user = banked.users.by_id(prediction.user_id)
+        (query,) = [q for q in banked.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
         if prediction.method != "no-model":
             assert bool(prediction.answer) <= (query.input in shown)
         if prediction.method not in ("fused", "adapted"):
             continue
-        folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
+        folder.set_adapter(merge_by_placement(banked, base.fingerprint, user, TASK.name, prediction.method)[0])
         if query.input in shown:
             ids = answer_alone(base, examples.query_prompt(query), 9)
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -282,14 +271,13 @@ def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> Non
         assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)
 
 
-def test_a_gold_that_is_no_label_counts_as_unlikely(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT[:2]]
-    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
-    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
+def test_a_gold_that_is_no_label_counts_as_unlikely(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT[:2]]
+    finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
+    gold = banked.items.queries(users[0].id, TASK.name)[0].gold
     other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
-    result = evaluated(peopled, users, other)
-    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    result = evaluated(banked, users, other)
+    predictions = banked.evaluations.predictions.load_predictions(result["evaluation"])
     assert all(p.answer in other.labels for p in predictions)
     assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in predictions)
     assert {p.gold in other.labels for p in predictions} == {True, False}

@@ -67,11 +67,10 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     return reg.runs.start_run(ADAPT_RUN_KIND, config, bank_id=bank.id, asked_users=whom).id
 
 
-def test_nothing_is_offered_where_all_is_done(peopled: Registry) -> None:
-    built(peopled)
-    finish(adapt_users(peopled, AdaptRequest(None, QUICK, fuse_request())))
-    finish(run_evaluation(peopled, eval_request(methods="majority")))
-    assert list_unfinished_jobs(peopled) == []
+def test_nothing_is_offered_where_all_is_done(banked: Registry) -> None:
+    finish(adapt_users(banked, AdaptRequest(None, QUICK, fuse_request())))
+    finish(run_evaluation(banked, eval_request(methods="majority")))
+    assert list_unfinished_jobs(banked) == []
 
 
 def test_a_stopped_bank_goes_on_to_the_same_bytes(peopled: Registry, tmp_path: Path) -> None:
@@ -162,82 +161,75 @@ def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatc
         go_on(peopled, one)
 
 
-def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(peopled: Registry) -> None:
-    built(peopled)
-    run = begin_adaptation(peopled, SHORT, replace(QUICK, epochs=3))
-    peopled.runs.fail_run(run, "stopped", interrupted=True)
-    (one,) = list_unfinished_jobs(peopled)
+def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(banked: Registry) -> None:
+    run = begin_adaptation(banked, SHORT, replace(QUICK, epochs=3))
+    banked.runs.fail_run(run, "stopped", interrupted=True)
+    (one,) = list_unfinished_jobs(banked)
     assert one.detail.endswith("epochs 3, learning rate 0.05, batch size 8")
 
 
-def test_an_adaptation_on_a_bank_that_was_replaced_is_not_offered(peopled: Registry) -> None:
-    built(peopled)
-    peopled.runs.fail_run(begin_adaptation(peopled, SHORT, QUICK), "stopped", interrupted=True)
-    assert len(list_unfinished_jobs(peopled)) == 1
-    old = peopled.banks.get("lamp-2")
-    new = peopled.banks.get_or_create_bank("lamp-2", "later", old.task, old.base, old.embedder, 0, old.config)
-    peopled.banks.mark_bank_ready(new.id, 0, 0.0)
-    assert list_unfinished_jobs(peopled) == []
+def test_an_adaptation_on_a_bank_that_was_replaced_is_not_offered(banked: Registry) -> None:
+    banked.runs.fail_run(begin_adaptation(banked, SHORT, QUICK), "stopped", interrupted=True)
+    assert len(list_unfinished_jobs(banked)) == 1
+    old = banked.banks.get("lamp-2")
+    new = banked.banks.get_or_create_bank("lamp-2", "later", old.task, old.base, old.embedder, 0, old.config)
+    banked.banks.mark_bank_ready(new.id, 0, 0.0)
+    assert list_unfinished_jobs(banked) == []
 
 
-def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: Registry) -> None:
-    built(peopled)
+def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(banked: Registry) -> None:
     options = replace(QUICK, rank=1, shots=2)
-    run = begin_adaptation(peopled, SHORT, options)
-    peopled.runs.fail_run(run, "stopped", interrupted=True)
-    (one,) = list_unfinished_jobs(peopled)
+    run = begin_adaptation(banked, SHORT, options)
+    banked.runs.fail_run(run, "stopped", interrupted=True)
+    (one,) = list_unfinished_jobs(banked)
     assert (one.kind, one.title, one.detail) == (
         "user adapt",
         "ida, jon, kim · lamp-2",
         "on bank lamp-2 v1, shots 2, rank 1, steps 6, learning rate 0.05, batch size 8",
     )
-    results, seen = go_on(peopled, one)
+    results, seen = go_on(banked, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
         (name, 2, 6, "uniform") for name in SHORT
     ]
     assert [event.kind for event in seen if isinstance(event, ArtifactSaved)].count("stack") == 3
 
 
-def test_an_adaptation_of_everybody_that_was_killed_is_offered(peopled: Registry) -> None:
-    built(peopled)
-    begin_adaptation(peopled, None, QUICK)
-    abandon_runs(peopled)
-    (one,) = list_unfinished_jobs(peopled)
+def test_an_adaptation_of_everybody_that_was_killed_is_offered(banked: Registry) -> None:
+    begin_adaptation(banked, None, QUICK)
+    abandon_runs(banked)
+    (one,) = list_unfinished_jobs(banked)
     assert one.title == "all users · lamp-2"
-    results, _ = go_on(peopled, one)
+    results, _ = go_on(banked, one)
     assert len(results) == 9
 
 
-def test_a_forgotten_user_is_left_out(peopled: Registry) -> None:
-    built(peopled)
-    peopled.runs.fail_run(begin_adaptation(peopled, ("ida", "jon"), QUICK), "stopped", interrupted=True)
-    peopled.users.forget(peopled.users.get("jon").id)
-    (one,) = list_unfinished_jobs(peopled)
+def test_a_forgotten_user_is_left_out(banked: Registry) -> None:
+    banked.runs.fail_run(begin_adaptation(banked, ("ida", "jon"), QUICK), "stopped", interrupted=True)
+    banked.users.forget(banked.users.get("jon").id)
+    (one,) = list_unfinished_jobs(banked)
     assert one.title == "ida · lamp-2"
-    results, _ = go_on(peopled, one)
+    results, _ = go_on(banked, one)
     assert [r["user"] for r in results] == ["ida"]
 
 
-def test_an_adaptation_of_users_who_are_all_forgotten_is_not_offered(peopled: Registry) -> None:
-    built(peopled)
-    peopled.runs.fail_run(begin_adaptation(peopled, ("ida",), QUICK), "stopped", interrupted=True)
-    peopled.users.forget(peopled.users.get("ida").id)
-    assert list_unfinished_jobs(peopled) == []
+def test_an_adaptation_of_users_who_are_all_forgotten_is_not_offered(banked: Registry) -> None:
+    banked.runs.fail_run(begin_adaptation(banked, ("ida",), QUICK), "stopped", interrupted=True)
+    banked.users.forget(banked.users.get("ida").id)
+    assert list_unfinished_jobs(banked) == []
 
 
-def test_only_the_newest_run_of_what_was_asked_counts(peopled: Registry) -> None:
-    built(peopled)
-    peopled.runs.fail_run(begin_adaptation(peopled, ("ida",), QUICK), "stopped", interrupted=True)
-    second = begin_adaptation(peopled, ("ida",), QUICK)
-    assert list_unfinished_jobs(peopled) == []  # it is at work
-    peopled.runs.fail_run(second, "stopped", interrupted=True)
-    peopled.runs.fail_run(begin_adaptation(peopled, ("kim",), QUICK), "stopped", interrupted=True)
-    assert {one.title for one in list_unfinished_jobs(peopled)} == {"ida · lamp-2", "kim · lamp-2"}
-    peopled.runs.finish_run(begin_adaptation(peopled, ("ida",), QUICK), {})
-    (left,) = list_unfinished_jobs(peopled)
+def test_only_the_newest_run_of_what_was_asked_counts(banked: Registry) -> None:
+    banked.runs.fail_run(begin_adaptation(banked, ("ida",), QUICK), "stopped", interrupted=True)
+    second = begin_adaptation(banked, ("ida",), QUICK)
+    assert list_unfinished_jobs(banked) == []  # it is at work
+    banked.runs.fail_run(second, "stopped", interrupted=True)
+    banked.runs.fail_run(begin_adaptation(banked, ("kim",), QUICK), "stopped", interrupted=True)
+    assert {one.title for one in list_unfinished_jobs(banked)} == {"ida · lamp-2", "kim · lamp-2"}
+    banked.runs.finish_run(begin_adaptation(banked, ("ida",), QUICK), {})
+    (left,) = list_unfinished_jobs(banked)
     assert left.title == "kim · lamp-2"
-    discard_job(peopled, left)
-    assert list_unfinished_jobs(peopled) == []
+    discard_job(banked, left)
+    assert list_unfinished_jobs(banked) == []
 
 
 def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Registry) -> None:
@@ -272,14 +264,13 @@ def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled:
     assert list_unfinished_jobs(peopled) == [] and [each.id for each in peopled.evaluations.all()] == [number]
 
 
-def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
+def test_documents_of_what_was_asked_say_it_all_again(banked: Registry) -> None:
+    users = [banked.users.get(name) for name in SHORT]
     request = AdaptRequest(users, QUICK, fuse_request(top_k=2, shots=4))
-    run = peopled.runs.start_run("adaptation", {}, asked_users=[user.id for user in users]).id
-    assert restore_adapt_request(peopled, run, adapt_request_json(request), HERE) == request
+    run = banked.runs.start_run("adaptation", {}, asked_users=[user.id for user in users]).id
+    assert restore_adapt_request(banked, run, adapt_request_json(request), HERE) == request
     everybody = replace(request, users=None)
-    assert restore_adapt_request(peopled, run, adapt_request_json(everybody), HERE) == everybody
+    assert restore_adapt_request(banked, run, adapt_request_json(everybody), HERE) == everybody
     assert options_from_json(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
     assert options_from_json(FuseOptions, {}) == FuseOptions()
 

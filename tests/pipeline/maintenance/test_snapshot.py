@@ -13,7 +13,7 @@ from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.removal import remove_user
 from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
-from tests.pipeline.town import TASK, built, finish, fuse_request
+from tests.pipeline.town import TASK, finish, fuse_request
 from tests.pipeline.world import World, asking
 
 
@@ -32,19 +32,18 @@ def answer(reg: Registry, user: str, task: str | None, history_items: int) -> di
     return {name: value for name, value in result.items() if name not in ("seconds", "loading_seconds")}
 
 
-def test_labels_are_answered_with_the_same_numbers(peopled: Registry, tmp_path: Path) -> None:
-    built(peopled)
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request()))
-    bank = peopled.banks.get("lamp-2")
-    assert bank.kernel is not None and peopled.neighbours.count_neighbours(bank.id) > 0
-    published(peopled, tmp_path / "fleet")
+def test_labels_are_answered_with_the_same_numbers(banked: Registry, tmp_path: Path) -> None:
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request()))
+    bank = banked.banks.get("lamp-2")
+    assert bank.kernel is not None and banked.neighbours.count_neighbours(bank.id) > 0
+    published(banked, tmp_path / "fleet")
     pulled(tmp_path / "node", tmp_path / "fleet")
-    expected = answer(peopled, "ida", TASK.name, 0)
+    expected = answer(banked, "ida", TASK.name, 0)
     assert expected["source"]["mode"] == "fused" and expected["labels"]
     with Registry.open(tmp_path / "node") as copy:
         for shown in (0, 2):  # a copy has no item to show
             assert answer(copy, "ida", TASK.name, shown) == expected
-        assert answer(copy, "user0", TASK.name, 0) == answer(peopled, "user0", TASK.name, 0)
+        assert answer(copy, "user0", TASK.name, 0) == answer(banked, "user0", TASK.name, 0)
 
 
 def test_texts_are_answered_with_the_same_words(world: World, tmp_path: Path) -> None:

@@ -40,35 +40,33 @@ def said(prior: LabelPrior | None, text: str = FILM) -> list[float]:
     return list(prior(text))
 
 
-def test_a_persons_answers_stand_against_those_of_the_bank(peopled: Registry) -> None:
-    built(peopled)
-    base, ida = resolve_model("tiny", "base").fingerprint, peopled.users.get("ida")
-    makers = [user for user, count in peopled.users.users_with_items(TASK.name) if count >= 5]
-    given = [item.output for user in makers for item in peopled.items.recent_items(user.id, TASK.name)]
+def test_a_persons_answers_stand_against_those_of_the_bank(banked: Registry) -> None:
+    base, ida = resolve_model("tiny", "base").fingerprint, banked.users.get("ida")
+    makers = [user for user, count in banked.users.users_with_items(TASK.name) if count >= 5]
+    given = [item.output for user in makers for item in banked.items.recent_items(user.id, TASK.name)]
     rates = label_rates(given, TASK.labels)
-    bank = peopled.banks.latest_ready_bank(TASK.name, base)
+    bank = banked.banks.latest_ready_bank(TASK.name, base)
     assert bank is not None and bank.config["label_rates"] == pytest.approx(rates)
-    own = [item.output for item in peopled.items.recent_items(ida.id, TASK.name)]
-    found = said(prior_for(peopled, ida))
+    own = [item.output for item in banked.items.recent_items(ida.id, TASK.name)]
+    found = said(prior_for(banked, ida))
     assert found == pytest.approx([0.5 * value for value in user_label_prior(own, TASK.labels, rates, 8.0)])
-    assert found == said(prior_for(peopled, ida, "fused"))
+    assert found == said(prior_for(banked, ida, "fused"))
     assert found.index(max(found)) == TASK.labels.index(own[0]) and max(found) > 0 > min(found)
 
 
-def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Registry) -> None:
-    built(peopled)
-    base, ida = resolve_model("tiny", "base").fingerprint, peopled.users.get("ida")
-    bank = peopled.banks.latest_ready_bank(TASK.name, base)
+def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(banked: Registry) -> None:
+    base, ida = resolve_model("tiny", "base").fingerprint, banked.users.get("ida")
+    bank = banked.banks.latest_ready_bank(TASK.name, base)
     assert bank is not None and bank.kernel is not None
     thrice = MemoryOptions(neighbour_weight=3.0)
-    shared = memory(peopled)
+    shared = memory(banked)
     prior = shared.prior_for(ida, "adapted", thrice)
-    known = load_neighbours(peopled, bank, TASK)
+    known = load_neighbours(banked, bank, TASK)
     assert known is not None
-    own = [item.output for item in peopled.items.recent_items(ida.id, TASK.name)]
+    own = [item.output for item in banked.items.recent_items(ida.id, TASK.name)]
     whole = user_label_prior(own, TASK.labels, known.rates.tolist(), 8.0)
-    asked = peopled.neighbours.consenting_neighbours(bank.id)[0]
-    text = next(item.input for item in peopled.items.recent_items(asked.user_id, TASK.name) if item.id == asked.item_id)
+    asked = banked.neighbours.consenting_neighbours(bank.id)[0]
+    text = next(item.input for item in banked.items.recent_items(asked.user_id, TASK.name) if item.id == asked.item_id)
     weights = bank.config[MIXTURE_WEIGHTS_KEY]
     without = [
         3.0 * weights["memory"] * (bank.kernel["habit"] * value + math.log(rate))
@@ -81,14 +79,13 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
 
 
 def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(peopled)
-    ida = peopled.users.get("ida")
+    ida = banked.users.get("ida")
     monkeypatch.setattr("mta_cli.pipeline.models.installed.list_models", list)
-    both, lacking = replace(ALONE, memory="neighbours"), memory(peopled)
+    both, lacking = replace(ALONE, memory="neighbours"), memory(banked)
     assert "tiny-embedder is not installed" in str(lacking.missing_embedder_note(both))
-    fallback, habit = lacking.prior_for(ida, "adapted", both), prior_for(peopled, ida)
+    fallback, habit = lacking.prior_for(ida, "adapted", both), prior_for(banked, ida)
     assert fallback is not None and habit is not None and fallback(FILM, "1900") == habit(FILM, "1900") != habit(FILM)
     assert lacking.missing_embedder_note(ALONE) is None, "nobody asked for neighbours"
 
@@ -106,23 +103,21 @@ def test_there_is_none_where_nothing_is_known_or_wanted(peopled: Registry) -> No
     assert prior_for(peopled, ida, base="another base") is None
 
 
-def test_who_has_answered_nothing_adds_nothing(peopled: Registry) -> None:
-    built(peopled)
-    new = peopled.users.add("new")
-    assert said(prior_for(peopled, new, "fused")) == [0.0] * 15
-    peopled.items.append_items(new.id, [NewItem("x", TASK.name, "a film", "no tag of the list")])
-    assert said(prior_for(peopled, new, "fused")) == pytest.approx([0.0] * 15)
+def test_who_has_answered_nothing_adds_nothing(banked: Registry) -> None:
+    new = banked.users.add("new")
+    assert said(prior_for(banked, new, "fused")) == [0.0] * 15
+    banked.items.append_items(new.id, [NewItem("x", TASK.name, "a film", "no tag of the list")])
+    assert said(prior_for(banked, new, "fused")) == pytest.approx([0.0] * 15)
 
 
-def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(peopled: Registry) -> None:
+def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(banked: Registry) -> None:
     """Of a user whose items are the bank's too, neither the label prior nor their own neighbours give it away."""
-    built(peopled)
-    shared, options = memory(peopled), MemoryOptions()
-    user = peopled.users.get("user0")
-    items = peopled.items.recent_items(user.id, TASK.name)
-    bank = peopled.banks.latest_ready_bank(TASK.name, resolve_model("tiny", "base").fingerprint)
+    shared, options = memory(banked), MemoryOptions()
+    user = banked.users.get("user0")
+    items = banked.items.recent_items(user.id, TASK.name)
+    bank = banked.banks.latest_ready_bank(TASK.name, resolve_model("tiny", "base").fingerprint)
     assert bank is not None
-    known, now = load_neighbours(peopled, bank, TASK), shared.prior_for(user, "adapted", options)
+    known, now = load_neighbours(banked, bank, TASK), shared.prior_for(user, "adapted", options)
     assert known is not None and user.id in known.item_users and isinstance(now, NeighbourLabelPrior)
     for item in items:
         others = [each.output for each in items if each is not item]
@@ -135,11 +130,10 @@ def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(
     assert told["weights"] == {**fitted, "factor": options.neighbour_weight}
 
 
-def test_an_askers_own_items_are_no_neighbours(peopled: Registry) -> None:
+def test_an_askers_own_items_are_no_neighbours(banked: Registry) -> None:
     """Neither in an answer nor in what explains it: their answers count in their label prior alone."""
-    built(peopled)
-    shared, options, user = memory(peopled), MemoryOptions(), peopled.users.get("user0")
-    (item, *_) = peopled.items.recent_items(user.id, TASK.name)
+    shared, options, user = memory(banked), MemoryOptions(), banked.users.get("user0")
+    (item, *_) = banked.items.recent_items(user.id, TASK.name)
     prior = shared.prior_for(user, "adapted", options)
     assert isinstance(prior, NeighbourLabelPrior)
     prior = replace(prior, kernel=replace(prior.kernel, votes=1.0, linear=1.0))
@@ -161,10 +155,9 @@ def test_no_leave_one_out_prior_where_no_neighbours_count(peopled: Registry) -> 
     assert texts.label_memory.leave_one_out_prior((), 1, MemoryOptions()) is None
 
 
-def test_neighbours_never_look_ahead(peopled: Registry) -> None:
+def test_neighbours_never_look_ahead(banked: Registry) -> None:
     """What other users do after the question changes nothing, unless that is asked for."""
-    built(peopled)
-    ida, shared = peopled.users.get("ida"), memory(peopled)
+    ida, shared = banked.users.get("ida"), memory(banked)
     prior = shared.prior_for(ida, "adapted", MemoryOptions())
     assert isinstance(prior, NeighbourLabelPrior) and len(set(prior.neighbours.times)) > 1
     times = prior.neighbours.times

@@ -82,17 +82,16 @@ def test_a_bank_that_lost_them_gets_them_when_it_is_built_again(peopled: Registr
     )
 
 
-def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(peopled)
+def test_what_is_there_is_not_embedded_again(banked: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refuse(*given: object) -> None:
         raise AssertionError("an embedder was loaded")
 
     monkeypatch.setattr(knn, "load_embedder", refuse)
-    users = [peopled.users.get(f"user{n}") for n in range(9)]
-    people = [(user, peopled.items.recent_items(user.id, TASK.name)) for user in users]
+    users = [banked.users.get(f"user{n}") for n in range(9)]
+    people = [(user, banked.items.recent_items(user.id, TASK.name)) for user in users]
     entry = resolve_model("tiny-embedder", "embedder")
-    assert list(update_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []
+    assert list(update_neighbours(banked, bank_of(banked), TASK, people, entry, "cpu")) == []
 
 
 def test_equal_numbers_are_one_label(peopled: Registry) -> None:

@@ -79,13 +79,12 @@ def test_a_core_of_a_former_version_is_added_to_the_fusion(peopled: Registry) ->
         assert torch.allclose(whole.delta_weight(path) - fused.delta_weight(path), own.delta_weight(path), atol=1e-6)
 
 
-def test_a_stack_takes_the_place_of_a_core(peopled: Registry) -> None:
-    built(peopled)
-    give_core(peopled, "ida")
-    adapted(peopled, "ida")
-    stack = stack_of(peopled, "ida")
-    assert stack.numbers is None and peopled.adapters.get(stack.digest).kind == "stack"
-    assert peopled.check_integrity() == []
+def test_a_stack_takes_the_place_of_a_core(banked: Registry) -> None:
+    give_core(banked, "ida")
+    adapted(banked, "ida")
+    stack = stack_of(banked, "ida")
+    assert stack.numbers is None and banked.adapters.get(stack.digest).kind == "stack"
+    assert banked.check_integrity() == []
 
 
 def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Registry) -> None:
@@ -123,63 +122,59 @@ def test_a_stopped_adaptation_goes_on_with_the_next_user(peopled: Registry, monk
     assert len([e for e in seen if isinstance(e, JobProgress) and e.loss is not None]) == 12
 
 
-def test_the_same_seed_gives_the_same_stack(peopled: Registry) -> None:
-    built(peopled)
-    adapted(peopled, "ida")
-    first = stack_of(peopled, "ida")
-    peopled.stacks.remove(first.user_id, "lamp-2", first.bank_id)
-    adapted(peopled, "ida")
-    second = stack_of(peopled, "ida")
+def test_the_same_seed_gives_the_same_stack(banked: Registry) -> None:
+    adapted(banked, "ida")
+    first = stack_of(banked, "ida")
+    banked.stacks.remove(first.user_id, "lamp-2", first.bank_id)
+    adapted(banked, "ida")
+    second = stack_of(banked, "ida")
     assert first.digest == second.digest
 
 
-def test_a_stack_that_was_stopped_half_way_is_the_same_in_the_end(peopled: Registry) -> None:
-    built(peopled)
-    adapted(peopled, "ida")
-    whole = stack_of(peopled, "ida")
-    peopled.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
-    job = adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request()))
+def test_a_stack_that_was_stopped_half_way_is_the_same_in_the_end(banked: Registry) -> None:
+    adapted(banked, "ida")
+    whole = stack_of(banked, "ida")
+    banked.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
+    job = adapt_users(banked, AdaptRequest([banked.users.get("ida")], QUICK, fuse_request()))
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
-    _, seen = finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
+    _, seen = finish(adapt_users(banked, AdaptRequest([banked.users.get("ida")], QUICK, fuse_request())))
     assert any("goes on from step 3 of 6" in text for text in notes(seen))
-    assert stack_of(peopled, "ida").digest == whole.digest
+    assert stack_of(banked, "ida").digest == whole.digest
 
 
-def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) -> None:
+def test_a_stack_in_another_number_format_is_another_stack(banked: Registry) -> None:
     """Its checkpoint too: a training does not change its format half-way."""
-    built(peopled)
-    ida = peopled.users.get("ida")
+    ida = banked.users.get("ida")
     requests = {
         dtype: replace(fuse_request(weights="uniform"), machine=MachineOptions(device="cpu", dtype=dtype))
         for dtype in ("auto", "float32", "bfloat16")
     }
-    job = adapt_users(peopled, AdaptRequest([ida], QUICK, requests["bfloat16"]))
+    job = adapt_users(banked, AdaptRequest([ida], QUICK, requests["bfloat16"]))
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     for dtype, request in requests.items():
-        ((result,), seen) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
+        ((result,), seen) = finish(adapt_users(banked, AdaptRequest([ida], QUICK, request)))
         assert "unchanged" not in result
         assert any("goes on from step 3" in text for text in notes(seen)) == (dtype == "bfloat16")
-        ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
+        ((result,), _) = finish(adapt_users(banked, AdaptRequest([ida], QUICK, request)))
         assert result["unchanged"]
-    named = [run.config.get("formats") for run in reversed(peopled.runs.of_user(ida.id)) if run.kind == "user adapt"]
+    named = [run.config.get("formats") for run in reversed(banked.runs.of_user(ida.id)) if run.kind == "user adapt"]
     float32, bfloat16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
     assert named == [bfloat16, None, float32, bfloat16], "stacks in the default format stay valid"
 
 
-def test_other_settings_replace_the_stack_and_its_file(peopled: Registry) -> None:
-    built(peopled)
-    adapted(peopled, "ida", options=QUICK)
-    before = {adapter.digest for adapter in peopled.adapters.all()}
-    adapted(peopled, "ida", options=replace(QUICK, rank=1))
-    after = {adapter.digest for adapter in peopled.adapters.all()}
+def test_other_settings_replace_the_stack_and_its_file(banked: Registry) -> None:
+    adapted(banked, "ida", options=QUICK)
+    before = {adapter.digest for adapter in banked.adapters.all()}
+    adapted(banked, "ida", options=replace(QUICK, rank=1))
+    after = {adapter.digest for adapter in banked.adapters.all()}
     assert len(before) == len(after) and before != after
-    assert peopled.check_integrity() == []
+    assert banked.check_integrity() == []
 
 
 def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mended(peopled: Registry) -> None:
@@ -193,11 +188,10 @@ def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mend
     assert peopled.banks.by_id(bank.id).basis is None and peopled.check_integrity() == []
 
 
-def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(peopled: Registry) -> None:
-    built(peopled)
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
-    assert adapted(peopled, "ida")[0]["weights"] == "uniform"
-    assert adapted(peopled, "ida", weights="similarity")[0]["weights"] == "similarity"
+def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(banked: Registry) -> None:
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request(weights="uniform")))
+    assert adapted(banked, "ida")[0]["weights"] == "uniform"
+    assert adapted(banked, "ida", weights="similarity")[0]["weights"] == "similarity"
 
 
 def test_a_recipe_follows_the_items_that_evidence_sees(peopled: Registry) -> None:
@@ -244,15 +238,14 @@ def test_a_recipe_of_another_number_of_anchors_than_is_asked_for_is_made_anew(
     assert more is not None and len(more.shares) == 3
 
 
-def test_a_recipe_that_evidence_left_without_anchors_stays(peopled: Registry) -> None:
-    built(peopled)
-    before, user = adapted(peopled, "ida", weights="evidence"), peopled.users.get("ida")
-    recipe = peopled.recipes.get(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
+def test_a_recipe_that_evidence_left_without_anchors_stays(banked: Registry) -> None:
+    before, user = adapted(banked, "ida", weights="evidence"), banked.users.get("ida")
+    recipe = banked.recipes.get(user.id, "lamp-2", banked.banks.get("lamp-2").id)
     assert recipe is not None and before[0]["recipe_bytes"]
-    peopled.recipes.save_recipe(replace(recipe, shares=()))
-    assert not adapted(peopled, "ida")[0]["recipe_bytes"]
-    peopled.recipes.save_recipe(replace(recipe, shares=(), method="similarity", items_hash=""))
-    assert adapted(peopled, "ida")[0]["recipe_bytes"], "made before the user had a history"
+    banked.recipes.save_recipe(replace(recipe, shares=()))
+    assert not adapted(banked, "ida")[0]["recipe_bytes"]
+    banked.recipes.save_recipe(replace(recipe, shares=(), method="similarity", items_hash=""))
+    assert adapted(banked, "ida")[0]["recipe_bytes"], "made before the user had a history"
 
 
 def test_another_form_of_a_task_of_the_users_makes_another_stack(
@@ -279,14 +272,13 @@ def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Re
     assert before.to_bytes({}) == after.to_bytes({})
 
 
-def test_progress_and_plan_count_the_steps_that_epochs_make(peopled: Registry) -> None:
-    built(peopled)
-    options, ida = replace(QUICK, steps=1000, epochs=2), peopled.users.get("ida")  # three shots in a batch: two steps
-    events = list(adapt_users(peopled, AdaptRequest([ida], options, fuse_request())))
+def test_progress_and_plan_count_the_steps_that_epochs_make(banked: Registry) -> None:
+    options, ida = replace(QUICK, steps=1000, epochs=2), banked.users.get("ida")  # three shots in a batch: two steps
+    events = list(adapt_users(banked, AdaptRequest([ida], options, fuse_request())))
     (started,) = [one for one in events if isinstance(one, JobStarted) and one.job == "user adapt"]
     assert started.total == [one.done for one in events if isinstance(one, JobProgress)][-1] == 2
-    assert plan_tokens(peopled, options) == plan_tokens(peopled, replace(QUICK, steps=2))
-    again = list(adapt_users(peopled, AdaptRequest([ida], options, fuse_request())))
+    assert plan_tokens(banked, options) == plan_tokens(banked, replace(QUICK, steps=2))
+    again = list(adapt_users(banked, AdaptRequest([ida], options, fuse_request())))
     assert [one.total for one in again if isinstance(one, JobStarted) and one.job == "user adapt"] == [0]
 
 
@@ -302,29 +294,26 @@ def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
     return next(line.value for line in plan.lines if line.name == "tokens")
 
 
-def test_too_few_steps_are_told_with_the_number(peopled: Registry) -> None:
-    built(peopled)
-    users = [peopled.users.get("ida")]
+def test_too_few_steps_are_told_with_the_number(banked: Registry) -> None:
+    users = [banked.users.get("ida")]
     _, seen = finish(
-        adapt_users(peopled, AdaptRequest(users, AdaptOptions(steps=1, learning_rate=1e-8), fuse_request()))
+        adapt_users(banked, AdaptRequest(users, AdaptOptions(steps=1, learning_rate=1e-8), fuse_request()))
     )
     assert any("ida: 1 optimiser steps hardly moved the model" in text for text in notes(seen))
 
 
-def test_somebody_without_a_history_is_told_and_gets_no_stack(peopled: Registry) -> None:
-    built(peopled)
-    peopled.users.add("nobody")
-    users = [peopled.users.get("nobody")]
-    (result,), seen = finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
+def test_somebody_without_a_history_is_told_and_gets_no_stack(banked: Registry) -> None:
+    banked.users.add("nobody")
+    users = [banked.users.get("nobody")]
+    (result,), seen = finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
     assert result["shots"] == 0 and result["stack_bytes"] == 0 and result["loss_before"] is None
     assert any("nothing to train a stack on" in text for text in notes(seen))
 
 
-def test_a_dry_run_names_the_users_and_trains_nobody(peopled: Registry) -> None:
-    built(peopled)
-    before = peopled.count_rows()
-    result, _ = finish(adapt_users(peopled, AdaptRequest(None, QUICK, fuse_request()), dry_run=True))
-    assert set(SHORT) <= set(result["users"]) and peopled.count_rows() == before
+def test_a_dry_run_names_the_users_and_trains_nobody(banked: Registry) -> None:
+    before = banked.count_rows()
+    result, _ = finish(adapt_users(banked, AdaptRequest(None, QUICK, fuse_request()), dry_run=True))
+    assert set(SHORT) <= set(result["users"]) and banked.count_rows() == before
 
 
 def test_which_task_is_meant(peopled: Registry) -> None:
@@ -348,18 +337,17 @@ def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:
         adaptable_users(peopled, peopled.banks.get("lamp-2"))
 
 
-def test_people_weighed_together_get_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_weighed_together_get_what_each_gets_alone(banked: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence of several people in common passes is the evidence of each."""
-    built(peopled)
-    names = [user.name for user in adaptable_users(peopled, peopled.banks.get("lamp-2"))]
-    alone = {name: finish(fuse_user(peopled, peopled.users.get(name), fuse_request()))[0] for name in names}
-    for user in map(peopled.users.get, names):
-        peopled.recipes.remove(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
+    names = [user.name for user in adaptable_users(banked, banked.banks.get("lamp-2"))]
+    alone = {name: finish(fuse_user(banked, banked.users.get(name), fuse_request()))[0] for name in names}
+    for user in map(banked.users.get, names):
+        banked.recipes.remove(user.id, "lamp-2", banked.banks.get("lamp-2").id)
     monkeypatch.setattr("mta_cli.engine.methods.anchor_weights.MAX_USERS_PER_BATCH", 4)
-    adapted(peopled)
-    bank = peopled.banks.get("lamp-2")
+    adapted(banked)
+    bank = banked.banks.get("lamp-2")
     for name in names:
-        recipe = peopled.recipes.get(peopled.users.get(name).id, "lamp-2", bank.id)
+        recipe = banked.recipes.get(banked.users.get(name).id, "lamp-2", bank.id)
         assert recipe is not None
         expected = [anchor["weight"] for anchor in alone[name]["anchors"]]
         assert [share.weight for share in recipe.shares] == pytest.approx(expected, abs=1e-5)

@@ -62,16 +62,15 @@ def test_anchors_that_train_together_are_stored_together(
     assert peopled.check_integrity() == [] and list(peopled.files.checkpoint_folder.iterdir()) == []
 
 
-def test_stacks_that_train_together_are_stored_together(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
+def test_stacks_that_train_together_are_stored_together(banked: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = [banked.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Stacks, "save_stack")
-        finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
-    assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
-    assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
-    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
-    assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
+        finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
+    assert [banked.stacks.of_user(user.id) for user in users] == [[], [], []]
+    assert {run.status for user in users for run in banked.runs.of_user(user.id)} == {"failed"}
+    finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
+    assert [len(banked.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and banked.check_integrity() == []
 
 
 def test_only_the_group_in_training_holds_its_fusions(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,27 +145,25 @@ def test_batches_are_stored_in_the_order_of_the_users(peopled: Registry, monkeyp
     assert stored == [user.id for user in users]
 
 
-def test_a_recipe_names_the_items_that_were_weighed(peopled: Registry) -> None:
+def test_a_recipe_names_the_items_that_were_weighed(banked: Registry) -> None:
     """Not one that arrives meanwhile, which the next adaptation has to see."""
-    built(peopled)
-    ida = peopled.users.get("ida")
-    weighed = peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2"))
-    for event in fuse_user(peopled, ida, fuse_request()):
+    ida = banked.users.get("ida")
+    weighed = banked.items.hash_items(banked.items.recent_items(ida.id, "lamp-2"))
+    for event in fuse_user(banked, ida, fuse_request()):
         if isinstance(event, JobStarted) and event.job == "weights of anchors":
-            peopled.items.append_items(ida.id, [NewItem("late", "lamp-2", "a film", "comedy", "2030-01-01")])
-    (recipe,) = peopled.recipes.of_user(ida.id)
+            banked.items.append_items(ida.id, [NewItem("late", "lamp-2", "a film", "comedy", "2030-01-01")])
+    (recipe,) = banked.recipes.of_user(ida.id)
     assert recipe.items_hash == weighed
-    finish(adapt_users(peopled, AdaptRequest([ida], QUICK, fuse_request())))
-    (recipe,) = peopled.recipes.of_user(ida.id)
-    assert recipe.items_hash == peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2")) != weighed
+    finish(adapt_users(banked, AdaptRequest([ida], QUICK, fuse_request())))
+    (recipe,) = banked.recipes.of_user(ida.id)
+    assert recipe.items_hash == banked.items.hash_items(banked.items.recent_items(ida.id, "lamp-2")) != weighed
 
 
 def test_recipes_that_are_weighed_together_are_stored_together(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(peopled)
-    users = [peopled.users.get(name) for name in SHORT]
+    users = [banked.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Recipes, "save_recipe")
-        finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
-    assert [peopled.recipes.of_user(user.id) for user in users] == [[], [], []]
+        finish(adapt_users(banked, AdaptRequest(users, QUICK, fuse_request())))
+    assert [banked.recipes.of_user(user.id) for user in users] == [[], [], []]

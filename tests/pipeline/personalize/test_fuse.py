@@ -19,23 +19,21 @@ def fused(reg: Registry, name: str, **options: object) -> dict:  # type: ignore[
 
 
 @pytest.mark.parametrize("rule", WEIGHT_METHODS)
-def test_every_rule_gives_a_stored_recipe(peopled: Registry, rule: str) -> None:
-    built(peopled)
-    result = fused(peopled, "ida", weights=rule, top_k=2)
+def test_every_rule_gives_a_stored_recipe(banked: Registry, rule: str) -> None:
+    result = fused(banked, "ida", weights=rule, top_k=2)
     assert result["method"] == rule and len(result["anchors"]) == 2
     assert result["recipe_bytes"] == 24
     if rule != "learned":
         assert sum(a["weight"] for a in result["anchors"]) + result["null_weight"] == pytest.approx(1.0, abs=1e-6)
         assert all(0 <= a["weight"] <= 1 for a in result["anchors"])
-    bank = peopled.banks.get("lamp-2")
-    recipe = peopled.recipes.get(peopled.users.get("ida").id, "lamp-2", bank.id)
+    bank = banked.banks.get("lamp-2")
+    recipe = banked.recipes.get(banked.users.get("ida").id, "lamp-2", bank.id)
     assert recipe is not None and recipe.method == rule
     assert [s.weight for s in recipe.shares] == pytest.approx([a["weight"] for a in result["anchors"]], abs=1e-6)
 
 
-def test_evidence_is_the_default_where_there_are_shots(peopled: Registry) -> None:
-    built(peopled)
-    assert fused(peopled, "ida")["method"] == "evidence"
+def test_evidence_is_the_default_where_there_are_shots(banked: Registry) -> None:
+    assert fused(banked, "ida")["method"] == "evidence"
 
 
 def test_evidence_finds_the_anchor_of_the_same_taste(peopled: Registry) -> None:
@@ -49,9 +47,8 @@ def test_evidence_finds_the_anchor_of_the_same_taste(peopled: Registry) -> None:
         } == shared
 
 
-def test_similarities_are_ordered_cosines(peopled: Registry) -> None:
-    built(peopled)
-    values = [a["similarity"] for a in fused(peopled, "jon", weights="similarity", top_k=3)["anchors"]]
+def test_similarities_are_ordered_cosines(banked: Registry) -> None:
+    values = [a["similarity"] for a in fused(banked, "jon", weights="similarity", top_k=3)["anchors"]]
     assert values == sorted(values, reverse=True) and all(-1.001 <= v <= 1.001 for v in values)
 
 
@@ -65,15 +62,14 @@ def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: R
     assert weights is not None and late is None and source.anchors == ()
 
 
-def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(peopled: Registry) -> None:
-    built(peopled)
-    user = peopled.users.get("ida")
+def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(banked: Registry) -> None:
+    user = banked.users.get("ida")
     with pytest.raises(UsageError, match=r"--top-k 99.*has only 3 anchors"):
-        finish(fuse_user(peopled, user, fuse_request(top_k=99), explicit_top_k=True))
-    assert len(fused(peopled, "ida", top_k=99)["anchors"]) == 3
-    peopled._db.execute_write("UPDATE anchors SET stale = 1 WHERE id = (SELECT min(id) FROM anchors)")
+        finish(fuse_user(banked, user, fuse_request(top_k=99), explicit_top_k=True))
+    assert len(fused(banked, "ida", top_k=99)["anchors"]) == 3
+    banked._db.execute_write("UPDATE anchors SET stale = 1 WHERE id = (SELECT min(id) FROM anchors)")
     with pytest.raises(UsageError, match="has only 2 anchors"):
-        finish(fuse_user(peopled, user, fuse_request(top_k=3), explicit_top_k=True))
+        finish(fuse_user(banked, user, fuse_request(top_k=3), explicit_top_k=True))
 
 
 def test_without_a_bank_the_command_that_builds_one_is_named(peopled: Registry) -> None:
@@ -82,25 +78,22 @@ def test_without_a_bank_the_command_that_builds_one_is_named(peopled: Registry) 
     assert caught.value.hint == Command("bank build", task="lamp-2")
 
 
-def test_a_bank_of_another_base_is_refused_with_the_base_it_is_on(peopled: Registry) -> None:
-    built(peopled)
-    peopled.models.save_model(ModelRecord("sha256:other", "other", "base"))
+def test_a_bank_of_another_base_is_refused_with_the_base_it_is_on(banked: Registry) -> None:
+    banked.models.save_model(ModelRecord("sha256:other", "other", "base"))
     with pytest.raises(NotFound, match="no bank for task lamp-2 on this base; there is one on tiny") as caught:
-        merge_by_placement(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
+        merge_by_placement(banked, "sha256:other", banked.users.get("ida"), "lamp-2", "fused")
     assert caught.value.hint is not None and "--base tiny" in words_to_text(caught.value.hint)
 
 
-def test_a_dry_run_stores_no_recipe(peopled: Registry) -> None:
-    built(peopled)
-    before = peopled.count_rows()
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(), dry_run=True))
-    assert peopled.count_rows() == before
+def test_a_dry_run_stores_no_recipe(banked: Registry) -> None:
+    before = banked.count_rows()
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request(), dry_run=True))
+    assert banked.count_rows() == before
 
 
-def test_several_users_are_fused_as_one_by_one_and_those_with_a_recipe_keep_it(peopled: Registry) -> None:
-    built(peopled)
-    alone = fused(peopled, "ida", weights="uniform")
-    users = [peopled.users.get(name) for name in ("ida", "jon", "kim")]
-    together: list = finish(fuse_users(peopled, users, fuse_request()))[0]  # type: ignore[type-arg]
-    assert together == [alone, fused(peopled, "jon"), fused(peopled, "kim")]
+def test_several_users_are_fused_as_one_by_one_and_those_with_a_recipe_keep_it(banked: Registry) -> None:
+    alone = fused(banked, "ida", weights="uniform")
+    users = [banked.users.get(name) for name in ("ida", "jon", "kim")]
+    together: list = finish(fuse_users(banked, users, fuse_request()))[0]  # type: ignore[type-arg]
+    assert together == [alone, fused(banked, "jon"), fused(banked, "kim")]
     assert [recipe["method"] for recipe in together] == ["uniform", "evidence", "evidence"]

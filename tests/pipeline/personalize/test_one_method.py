@@ -51,25 +51,24 @@ def same(ours: LoraWeights, theirs: LoraWeights) -> bool:
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("anchors", WEIGHT_METHODS)
-def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str, memory: str) -> None:
+def test_what_adapt_stores_is_what_eval_measures(banked: Registry, anchors: str, memory: str) -> None:
     """The merged parts and the label weights, for every method that the product can store."""
-    built(peopled)
-    ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
+    ida, bank = banked.users.get("ida"), banked.banks.get("lamp-2")
     options = MemoryOptions(memory)
     request = replace(fuse_request(weights=anchors), memory=options)
-    finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
-    stored, _ = load_fusion_and_stack(peopled, bank.base, ida, TASK.name, "adapted")
+    finish(adapt_users(banked, AdaptRequest([ida], QUICK, request)))
+    stored, _ = load_fusion_and_stack(banked, bank.base, ida, TASK.name, "adapted")
 
     method = Method("any", "", anchors=anchors, stack="lora", memory=memory)  # type: ignore[arg-type]
     settings = {
         **{name: getattr(QUICK, name) for name in ("steps", "batch_size", "learning_rate")},
         **LORA,
     }
-    model = measured(peopled, bank, method, ida.id, settings)
+    model = measured(banked, bank, method, ida.id, settings)
     merged = merge_loras([(lora, 1.0) for lora in model.loras])
     assert merged is not None and len(stored) == 1 and same(stored[0], merged)
 
-    prior = BankMemory(peopled, TASK, bank).prior_for(ida, "adapted", options)
+    prior = BankMemory(banked, TASK, bank).prior_for(ida, "adapted", options)
     for text, time in (("a film about a ship", None), ("another horse", "2020-01-03")):
         scores = [-float(n) for n in range(len(TASK.labels))]
         assert add_label_prior(scores, prior, text, time) == add_label_prior(scores, model.prior, text, time)

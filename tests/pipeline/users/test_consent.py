@@ -73,14 +73,13 @@ def test_whoever_withholds_it_changes_nothing_that_serves_others(peopled: Regist
     assert "shy" in {c.user.name for c in pool} and bank_key(peopled, bank_request(), pool) != expected[0]
 
 
-def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Registry) -> None:
-    built(peopled)
-    first, *others = peopled.banks.anchors(peopled.banks.get("lamp-2").id)
+def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(banked: Registry) -> None:
+    first, *others = banked.banks.anchors(banked.banks.get("lamp-2").id)
     for name in SHORT:
-        finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, AdaptRequest([peopled.users.get(name)], QUICK, fuse_request())))
-    resting = [n for n in SHORT if peopled.recipes.of_user(peopled.users.get(n).id)[0].shares[0].anchor_id == first.id]
-    result, seen = finish(set_consent(peopled, str(first.user), False))
+        finish(fuse_user(banked, banked.users.get(name), fuse_request(weights="uniform", top_k=1)))
+        finish(adapt_users(banked, AdaptRequest([banked.users.get(name)], QUICK, fuse_request())))
+    resting = [n for n in SHORT if banked.recipes.of_user(banked.users.get(n).id)[0].shares[0].anchor_id == first.id]
+    result, seen = finish(set_consent(banked, str(first.user), False))
     assert result == {
         "user": first.user,
         "can_anchor": False,
@@ -92,81 +91,75 @@ def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Reg
     said = "\n".join(notes(seen))
     assert "the anchor of lamp-2 v1 that was trained on" in said and resting[0] in said
     assert "mta bank build --task lamp-2 --refresh" in said and "task adapters" in said
-    now = peopled.banks.anchors(first.bank_id)
+    now = banked.banks.anchors(first.bank_id)
     assert [anchor.stale for anchor in now] == [True, False, False] and now[0].user == first.user and now[1:] == others
 
 
-def test_a_refresh_replaces_them(peopled: Registry) -> None:
-    built(peopled)
-    first = peopled.banks.anchors(peopled.banks.get("lamp-2").id)[0]
-    finish(set_consent(peopled, str(first.user), False))
-    result, _ = finish(refresh_bank(peopled, "lamp-2", CPU))
+def test_a_refresh_replaces_them(banked: Registry) -> None:
+    first = banked.banks.anchors(banked.banks.get("lamp-2").id)[0]
+    finish(set_consent(banked, str(first.user), False))
+    result, _ = finish(refresh_bank(banked, "lamp-2", CPU))
     assert len(result["replaced"]) == 1 and first.user not in {anchor["user"] for anchor in result["anchors"]}
-    assert peopled.users.get(str(first.user)) and peopled.check_integrity() == []
+    assert banked.users.get(str(first.user)) and banked.check_integrity() == []
     tally("consent taken back", "replaced by a refresh")
 
 
-def test_until_then_nobody_new_rests_on_them(peopled: Registry) -> None:
-    built(peopled)
-    first = peopled.banks.anchors(peopled.banks.get("lamp-2").id)[0]
-    finish(set_consent(peopled, str(first.user), False))
-    recipe, _ = finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform", top_k=3)))
+def test_until_then_nobody_new_rests_on_them(banked: Registry) -> None:
+    first = banked.banks.anchors(banked.banks.get("lamp-2").id)[0]
+    finish(set_consent(banked, str(first.user), False))
+    recipe, _ = finish(fuse_user(banked, banked.users.get("ida"), fuse_request(weights="uniform", top_k=3)))
     assert len(recipe["anchors"]) == 2 and first.user not in {anchor["user"] for anchor in recipe["anchors"]}
-    peopled.recipes.remove(peopled.users.get("ida").id, "lamp-2", first.bank_id)
-    finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
-    shares = peopled.recipes.of_user(peopled.users.get("ida").id)[0].shares
+    banked.recipes.remove(banked.users.get("ida").id, "lamp-2", first.bank_id)
+    finish(adapt_users(banked, AdaptRequest([banked.users.get("ida")], QUICK, fuse_request())))
+    shares = banked.recipes.of_user(banked.users.get("ida").id)[0].shares
     assert first.id not in {share.anchor_id for share in shares}
     tally("consent taken back", "in no new recipe", 2)
 
 
-def test_their_items_are_no_neighbours_from_then_on(peopled: Registry) -> None:
-    built(peopled)
-    bank, user = peopled.banks.get("lamp-2"), peopled.users.get("user0")
-    assert user.id in {one.user_id for one in peopled.neighbours.consenting_neighbours(bank.id)}
-    before = peopled.neighbours.count_neighbours(bank.id)
-    finish(set_consent(peopled, "user0", False))
-    assert user.id not in {one.user_id for one in peopled.neighbours.consenting_neighbours(bank.id)}
-    assert peopled.neighbours.count_neighbours(bank.id) == before - 10
-    tally("neighbours whose person took it back", "out at once", before - peopled.neighbours.count_neighbours(bank.id))
+def test_their_items_are_no_neighbours_from_then_on(banked: Registry) -> None:
+    bank, user = banked.banks.get("lamp-2"), banked.users.get("user0")
+    assert user.id in {one.user_id for one in banked.neighbours.consenting_neighbours(bank.id)}
+    before = banked.neighbours.count_neighbours(bank.id)
+    finish(set_consent(banked, "user0", False))
+    assert user.id not in {one.user_id for one in banked.neighbours.consenting_neighbours(bank.id)}
+    assert banked.neighbours.count_neighbours(bank.id) == before - 10
+    tally("neighbours whose person took it back", "out at once", before - banked.neighbours.count_neighbours(bank.id))
 
 
-def test_a_removal_names_the_task_adapter_also_after_consent_was_taken_back(peopled: Registry) -> None:
+def test_a_removal_names_the_task_adapter_also_after_consent_was_taken_back(banked: Registry) -> None:
     """What it was trained on is kept by key: neither consent nor a clock that was set back hides it."""
-    built(peopled)
-    user = peopled.users.get("user0")
-    peopled._db.execute_write("UPDATE banks SET created = '1999-01-01T00:00:00+00:00'")
-    finish(set_consent(peopled, user.name, False))
-    late = peopled.users.add("late")
-    assert [bank.name for bank in banks_pooling_user(peopled, peopled.users.get("user0"))] == ["lamp-2"]
-    assert banks_pooling_user(peopled, late) == []
-    result, _ = finish(remove_user(peopled, "user0"))
+    user = banked.users.get("user0")
+    banked._db.execute_write("UPDATE banks SET created = '1999-01-01T00:00:00+00:00'")
+    finish(set_consent(banked, user.name, False))
+    late = banked.users.add("late")
+    assert [bank.name for bank in banks_pooling_user(banked, banked.users.get("user0"))] == ["lamp-2"]
+    assert banks_pooling_user(banked, late) == []
+    result, _ = finish(remove_user(banked, "user0"))
     assert result["task_adapters"] == [{"bank": "lamp-2", "version": 1}]
-    assert peopled._db.fetch_value("SELECT count(*) FROM task_adapter_users WHERE user_id = ?", (user.id,)) == 0
+    assert banked._db.fetch_value("SELECT count(*) FROM task_adapter_users WHERE user_id = ?", (user.id,)) == 0
 
 
-def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:
-    built(peopled)
-    name = str(peopled.banks.anchors(peopled.banks.get("lamp-2").id)[0].user)
-    finish(set_consent(peopled, name, False))
-    result, seen = finish(set_consent(peopled, name, True))
+def test_given_again_nothing_of_theirs_is_stale(banked: Registry) -> None:
+    name = str(banked.banks.anchors(banked.banks.get("lamp-2").id)[0].user)
+    finish(set_consent(banked, name, False))
+    result, seen = finish(set_consent(banked, name, True))
     assert result["changed"] and result["stale_anchors"] == result["task_adapters"] == []
-    assert not any(anchor.stale for anchor in peopled.banks.anchors(peopled.banks.get("lamp-2").id))
+    assert not any(anchor.stale for anchor in banked.banks.anchors(banked.banks.get("lamp-2").id))
     assert notes(seen) == [f"{name} may be an anchor."]
-    assert finish(set_consent(peopled, name, True))[0]["changed"] is False
+    assert finish(set_consent(banked, name, True))[0]["changed"] is False
 
 
-def test_given_again_an_anchor_of_a_removed_item_stays_stale(peopled: Registry) -> None:
-    built(peopled)
-    bank = peopled.banks.get("lamp-2")
-    anchor = peopled.banks.anchors(bank.id)[0]
-    name, user = str(anchor.user), peopled.users.get(str(anchor.user))
-    last = peopled.items.recent_items(user.id, "lamp-2")[-1]
-    finish(remove_items(peopled, name, [last.key], task="lamp-2"))
+def test_given_again_an_anchor_of_a_removed_item_stays_stale(banked: Registry) -> None:
+    bank = banked.banks.get("lamp-2")
+    anchor = banked.banks.anchors(bank.id)[0]
+    name, user = str(anchor.user), banked.users.get(str(anchor.user))
+    last = banked.items.recent_items(user.id, "lamp-2")[-1]
+    finish(remove_items(banked, name, [last.key], task="lamp-2"))
     for can_anchor in (True, False, True):
-        finish(set_consent(peopled, name, can_anchor))
-        assert [one.id for one in peopled.banks.anchors(bank.id) if one.stale] == [anchor.id]
-    finish(refresh_bank(peopled, "lamp-2", CPU))
-    assert anchor.id not in [one.id for one in peopled.banks.anchors(bank.id)]
+        finish(set_consent(banked, name, can_anchor))
+        assert [one.id for one in banked.banks.anchors(bank.id) if one.stale] == [anchor.id]
+    finish(refresh_bank(banked, "lamp-2", CPU))
+    assert anchor.id not in [one.id for one in banked.banks.anchors(bank.id)]
 
 
 def test_a_bank_of_an_evaluation_serves_nobody_and_stays(peopled: Registry) -> None:
@@ -178,25 +171,23 @@ def test_a_bank_of_an_evaluation_serves_nobody_and_stays(peopled: Registry) -> N
 
 
 def test_whoever_has_too_few_items_or_came_later_is_in_no_task_adapter(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(peopled)
-    assert finish(set_consent(peopled, "ida", False))[0]["task_adapters"] == []
+    assert finish(set_consent(banked, "ida", False))[0]["task_adapters"] == []
     monkeypatch.setattr("store.tables.users.utc_now", lambda: "2999-01-01T00:00:00+00:00")
-    late = peopled.users.add("late")
-    peopled.items.append_items(late.id, [NewItem(f"l{n}", "lamp-2", f"film {n}", "action") for n in range(10)])
-    assert finish(set_consent(peopled, "late", False))[0]["task_adapters"] == []
-    assert finish(set_consent(peopled, "user4", False))[0]["task_adapters"] != []
+    late = banked.users.add("late")
+    banked.items.append_items(late.id, [NewItem(f"l{n}", "lamp-2", f"film {n}", "action") for n in range(10)])
+    assert finish(set_consent(banked, "late", False))[0]["task_adapters"] == []
+    assert finish(set_consent(banked, "user4", False))[0]["task_adapters"] != []
 
 
-def test_an_import_that_takes_it_back_says_what_is_stale(peopled: Registry, tmp_path: Path) -> None:
-    built(peopled)
-    name = str(peopled.banks.anchors(peopled.banks.get("lamp-2").id)[0].user)
+def test_an_import_that_takes_it_back_says_what_is_stale(banked: Registry, tmp_path: Path) -> None:
+    name = str(banked.banks.anchors(banked.banks.get("lamp-2").id)[0].user)
     path = write(tmp_path / "a.jsonl", rows(name, 1, id="new"))
-    _, seen = finish(import_file(peopled, "jsonl", path, can_anchor=False))
+    _, seen = finish(import_file(banked, "jsonl", path, can_anchor=False))
     assert any("is stale" in text for text in notes(seen)) and any("--refresh" in text for text in notes(seen))
-    assert not peopled.users.get(name).can_anchor
-    _, seen = finish(import_file(peopled, "jsonl", path, can_anchor=False))
+    assert not banked.users.get(name).can_anchor
+    _, seen = finish(import_file(banked, "jsonl", path, can_anchor=False))
     assert not any("stale" in text for text in notes(seen)), "nothing changed"
 
 
