@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.pipeline.models.pull import register_folder
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.world import World, make_world
@@ -25,15 +24,7 @@ def peopled(store_root: Path) -> Iterator[Registry]:
 @pytest.fixture(scope="session")
 def banked_store(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> Path:
     """A store with the people of `town` and their bank of three anchors. Treat it as read-only."""
-    root = tmp_path_factory.mktemp("banked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_MODELS", str(root / "models"))
-        register_folder(tiny_base_path, name="tiny")
-        register_folder(tiny_embedder_path, name="tiny-embedder")
-        with Registry.open(root / "store", create=True) as registry:
-            town.people(registry)
-            town.built(registry)
-    return root / "store"
+    return town.make_store(tmp_path_factory.mktemp("banked"), tiny_base_path, tiny_embedder_path, town.built)
 
 
 @pytest.fixture

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import AdaptRequest, BankRequest, FuseRequest
 from mta_cli.pipeline.user_weights import load_weights
@@ -35,6 +39,19 @@ def people(reg: Registry, *, long: int = 9, items: int = 10) -> None:
         reg.items.append_items(user.id, new)
         asked = [NewItem(f"q{k}", "lamp-2", f"another {film} {k}", tag, f"2021-01-{k + 1:02}") for k in range(2)]
         reg.items.append_queries(user.id, asked)
+
+
+def make_store(root: Path, base: Path, embedder: Path, *steps: Callable[[Registry], object]) -> Path:
+    """Register both model folders in `root/models`, and make `root/store` with the people, and then the steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_MODELS", str(root / "models"))
+        register_folder(base, name="tiny")
+        register_folder(embedder, name="tiny-embedder")
+        with Registry.open(root / "store", create=True) as reg:
+            people(reg)
+            for step in steps:
+                step(reg)
+    return root / "store"
 
 
 def bank_request(**changes: Any) -> BankRequest:

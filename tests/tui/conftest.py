@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.requests import AdaptRequest
 from store.registry import Registry
 from tests.pipeline import town
 from tests.tui.driving import settle_clock
@@ -34,26 +36,19 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_town(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path
-) -> Iterator[Path]:
+def made_town(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> Path:
     """Models and a store: nine people with histories, three anchors among them, ida adapted, jon fused, kim new."""
-    from mta_cli.pipeline.models.pull import register_folder
-    from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.personalize.fuse import fuse_user
-    from mta_cli.pipeline.requests import AdaptRequest
-
     root = tmp_path_factory.mktemp("town")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_MODELS", str(root / "models"))
-        register_folder(tiny_base_path, name="tiny")
-        register_folder(tiny_embedder_path, name="tiny-embedder")
-        with Registry.open(root / "store", create=True) as reg:
-            town.people(reg)
-            town.built(reg)
-            town.finish(adapt_users(reg, AdaptRequest([reg.users.get("ida")], town.QUICK, town.fuse_request())))
-            town.finish(fuse_user(reg, reg.users.get("jon"), town.fuse_request()))
-        yield root
+    town.make_store(root, tiny_base_path, tiny_embedder_path, town.built, _adapt_ida, _fuse_jon)
+    return root
+
+
+def _adapt_ida(reg: Registry) -> None:
+    town.finish(adapt_users(reg, AdaptRequest([reg.users.get("ida")], town.QUICK, town.fuse_request())))
+
+
+def _fuse_jon(reg: Registry) -> None:
+    town.finish(fuse_user(reg, reg.users.get("jon"), town.fuse_request()))
 
 
 @pytest.fixture

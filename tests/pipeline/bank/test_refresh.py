@@ -42,6 +42,7 @@ from tests.pipeline.town import (
     finish,
     fuse_request,
     give_core,
+    make_store,
     notes,
 )
 
@@ -54,13 +55,23 @@ def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
-@pytest.fixture
-def peopled(peopled: Registry) -> Registry:
-    """The people of `town`, each with something of their own, so that no two meta-LoRAs are the same."""
+def add_own_items(reg: Registry) -> None:
+    """Something of their own for each of `town`, so that no two meta-LoRAs are the same."""
     for number in range(9):
         own = NewItem("own", "lamp-2", f"{'abcdefghi'[number] * 5} alone", TAGS[number % 3], "2020-01-01")
-        peopled.items.append_items(peopled.users.get(f"user{number}").id, [own])
+        reg.items.append_items(reg.users.get(f"user{number}").id, [own])
+
+
+@pytest.fixture
+def peopled(peopled: Registry) -> Registry:
+    add_own_items(peopled)
     return peopled
+
+
+@pytest.fixture(scope="module")
+def banked_store(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> Path:
+    root = tmp_path_factory.mktemp("refresh")
+    return make_store(root, tiny_base_path, tiny_embedder_path, add_own_items, built)
 
 
 def refreshed(reg: Registry, **options: Any) -> tuple[dict[str, Any], list[Event]]:
@@ -117,56 +128,52 @@ def test_only_the_stale_anchor_is_trained_and_the_rest_is_untouched(peopled: Reg
     assert verify_bank(peopled, "lamp-2")["stale_anchors"] == [] and peopled.check_integrity() == []
 
 
-def test_the_new_anchor_is_of_the_cluster_that_lost_its_own(peopled: Registry) -> None:
+def test_the_new_anchor_is_of_the_cluster_that_lost_its_own(banked: Registry) -> None:
     """The people of `town` have three tastes: after one of each kind went, each kind has an anchor again."""
-    built(peopled)
     films = {"ship": 0, "horse": 1, "robot": 2}
 
     def tastes() -> list[int]:
-        users = [anchor.user_id for anchor in anchors(peopled) if anchor.user_id is not None]
-        return sorted(films[peopled.items.recent_items(user, "lamp-2", 1)[0].input.split()[-1]] for user in users)
+        users = [anchor.user_id for anchor in anchors(banked) if anchor.user_id is not None]
+        return sorted(films[banked.items.recent_items(user, "lamp-2", 1)[0].input.split()[-1]] for user in users)
 
     assert tastes() == [0, 1, 2]
     for place in range(3):
-        forget(peopled, place)
+        forget(banked, place)
         assert len(tastes()) == 2
-        refreshed(peopled)
+        refreshed(banked)
         assert tastes() == [0, 1, 2]
 
 
-def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(peopled: Registry) -> None:
-    built(peopled)
-    first, second, third = anchors(peopled)
+def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(banked: Registry) -> None:
+    first, second, third = anchors(banked)
     for name in SHORT:
-        finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, AdaptRequest([peopled.users.get(name)], QUICK, fuse_request())))
-    on = {name: peopled.recipes.of_user(peopled.users.get(name).id)[0].shares[0].anchor_id for name in SHORT}
+        finish(fuse_user(banked, banked.users.get(name), fuse_request(weights="uniform", top_k=1)))
+        finish(adapt_users(banked, AdaptRequest([banked.users.get(name)], QUICK, fuse_request())))
+    on = {name: banked.recipes.of_user(banked.users.get(name).id)[0].shares[0].anchor_id for name in SHORT}
     assert set(on.values()) == {first.id, second.id, third.id}
-    forget(peopled, 0)
-    result, seen = refreshed(peopled)
+    forget(banked, 0)
+    result, seen = refreshed(banked)
     resting = [name for name, anchor in on.items() if anchor == first.id]
     assert result["people"] == resting and any(resting[0] in text and "make new ones" in text for text in notes(seen))
     for name in SHORT:
-        user = peopled.users.get(name).id
-        left = len(peopled.recipes.of_user(user)), len(peopled.stacks.of_user(user))
+        user = banked.users.get(name).id
+        left = len(banked.recipes.of_user(user)), len(banked.stacks.of_user(user))
         assert left == ((0, 0) if name in resting else (1, 1)), name
-    assert peopled.check_integrity() == []
+    assert banked.check_integrity() == []
 
 
-def test_a_core_rests_on_every_anchor(peopled: Registry) -> None:
-    built(peopled)
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform", top_k=1)))
-    give_core(peopled, "ida")
-    user = peopled.users.get("ida").id
-    mine = peopled.recipes.of_user(user)[0].shares[0].anchor_id
-    basis = peopled.banks.get("lamp-2").basis
-    forget(peopled, next(place for place, anchor in enumerate(anchors(peopled)) if anchor.id != mine))
-    result, _ = refreshed(peopled)
-    assert result["people"] == ["ida"] and peopled.stacks.of_user(user) == []
-    assert len(peopled.recipes.of_user(user)) == 1 and not peopled.files.path(str(basis)).exists()
+def test_a_core_rests_on_every_anchor(banked: Registry) -> None:
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request(weights="uniform", top_k=1)))
+    give_core(banked, "ida")
+    user = banked.users.get("ida").id
+    mine = banked.recipes.of_user(user)[0].shares[0].anchor_id
+    basis = banked.banks.get("lamp-2").basis
+    forget(banked, next(place for place, anchor in enumerate(anchors(banked)) if anchor.id != mine))
+    result, _ = refreshed(banked)
+    assert result["people"] == ["ida"] and banked.stacks.of_user(user) == []
+    assert len(banked.recipes.of_user(user)) == 1 and not banked.files.path(str(basis)).exists()
     assert (
-        finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))[0][0]["steps"]
-        == 6
+        finish(adapt_users(banked, AdaptRequest([banked.users.get("ida")], QUICK, fuse_request())))[0][0]["steps"] == 6
     )
 
 
@@ -201,11 +208,10 @@ def test_without_a_task_adapter_nothing_is_said_of_one(peopled: Registry) -> Non
     assert peopled.adapters.get(result["replaced"][0]["digest"]).task_adapter is None
 
 
-def test_older_banks_with_stale_anchors_are_named(peopled: Registry) -> None:
-    built(peopled)
-    built(peopled, rank=1)
-    peopled.users.forget(anchors(peopled)[0].user_id or 0)
-    result, seen = refreshed(peopled)
+def test_older_banks_with_stale_anchors_are_named(banked: Registry) -> None:
+    built(banked, rank=1)
+    banked.users.forget(anchors(banked)[0].user_id or 0)
+    result, seen = refreshed(banked)
     assert result["version"] == 2
     assert any("lamp-2 v1" in text and "mta bank rm lamp-2 --bank-version 1" in text for text in notes(seen))
 
@@ -218,17 +224,16 @@ def test_nothing_stale_is_nothing_to_do(peopled: Registry) -> None:
     assert result == {**before, "replaced": [], "removed": 0, "people": []}
 
 
-def test_a_dry_run_says_what_would_go_and_changes_nothing(peopled: Registry) -> None:
-    built(peopled)
-    finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
-    forget(peopled, 0)
-    before = peopled.count_rows()
-    result, seen = refreshed(peopled, dry_run=True)
+def test_a_dry_run_says_what_would_go_and_changes_nothing(banked: Registry) -> None:
+    finish(adapt_users(banked, AdaptRequest([banked.users.get("ida")], QUICK, fuse_request())))
+    forget(banked, 0)
+    before = banked.count_rows()
+    result, seen = refreshed(banked, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert lines["stale anchors"] == "1 of 3" and lines["users who lose recipes and stacks"] == "ida"
     assert lines["candidates"].startswith("6 users") and {"tokens", "memory", "time"} <= set(lines)
     assert (result["dry_run"], result["stale"], result["people"]) == (True, 1, ["ida"])
-    assert peopled.count_rows() == before and anchors(peopled)[0].stale
+    assert banked.count_rows() == before and anchors(banked)[0].stale
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -272,11 +277,10 @@ def test_a_group_that_is_done_is_not_done_again(
     assert digests(peopled) == expected and len({anchor.cluster for anchor in anchors(peopled)}) == 3
 
 
-def test_no_new_anchor_leaves_while_it_is_trained(peopled: Registry) -> None:
-    built(peopled)
-    forget(peopled, 0)
-    job = refresh_bank(peopled, "lamp-2", HERE)
-    with Registry.open(peopled.root) as other:
+def test_no_new_anchor_leaves_while_it_is_trained(banked: Registry) -> None:
+    forget(banked, 0)
+    job = refresh_bank(banked, "lamp-2", HERE)
+    with Registry.open(banked.root) as other:
         for event in job:
             if isinstance(event, JobProgress) and event.loss is not None and event.done == 1:
                 chosen = event.label.rpartition(": ")[2]
@@ -286,7 +290,7 @@ def test_no_new_anchor_leaves_while_it_is_trained(peopled: Registry) -> None:
         result, _ = finish(job)
         assert [each["user"] for each in result["replaced"]] == [chosen]
         other.users.set_can_anchor(other.users.get(chosen).id, False)
-    assert sum(anchor.stale for anchor in anchors(peopled)) == 1 and peopled.check_integrity() == []
+    assert sum(anchor.stale for anchor in anchors(banked)) == 1 and banked.check_integrity() == []
 
 
 def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> None:
@@ -300,17 +304,16 @@ def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> No
     assert peopled.banks.get("lamp-2").key != key and peopled.check_integrity() == []
 
 
-def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
-    built(peopled)
+def test_a_bank_without_anybody_is_refused_and_stays(banked: Registry) -> None:
     for number in range(9):
-        user = peopled.users.get(f"user{number}")
-        peopled.users.set_can_anchor(user.id, False)
-    assert all(anchor.stale for anchor in anchors(peopled))
+        user = banked.users.get(f"user{number}")
+        banked.users.set_can_anchor(user.id, False)
+    assert all(anchor.stale for anchor in anchors(banked))
     with pytest.raises(BadInput, match="may be an anchor") as refused:
-        refreshed(peopled)
+        refreshed(banked)
     assert isinstance(refused.value.hint, tuple)
     assert {Command("user consent"), Command("bank rm", "lamp-2", bank_version=1)} <= set(refused.value.hint)
-    assert len(anchors(peopled)) == 3 and peopled.check_integrity() == []
+    assert len(anchors(banked)) == 3 and banked.check_integrity() == []
 
 
 def test_which_bank_is_meant(peopled: Registry) -> None:
@@ -360,53 +363,50 @@ def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> N
     assert any("nothing to do" in text for text in notes(seen)) and peopled.count_rows() == counts
 
 
-def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> None:
-    built(peopled)
-    whole, before = neighbours(peopled, "lamp-2"), peopled.banks.get("lamp-2")
-    finish(set_consent(peopled, "user4", False))
-    finish(set_consent(peopled, "user4", True))
-    job = refresh_bank(peopled, "lamp-2", HERE)
+def test_neighbours_that_were_stopped_are_gone_on_with(banked: Registry) -> None:
+    whole, before = neighbours(banked, "lamp-2"), banked.banks.get("lamp-2")
+    finish(set_consent(banked, "user4", False))
+    finish(set_consent(banked, "user4", True))
+    job = refresh_bank(banked, "lamp-2", HERE)
     next(event for event in job if isinstance(event, JobProgress) and event.label == "lamp-2")
     job.close()  # type: ignore[attr-defined]
-    assert neighbours(peopled, "lamp-2") == whole, "the memory serves meanwhile as it was fitted"
-    assert peopled.banks.get("lamp-2").config[FITTED_ITEMS_KEY] == FIT_IS_DUE
-    peopled.banks.set_kernel(before.id, dict.fromkeys(whole[1] or {}, 1.0))
-    refreshed(peopled)
-    assert neighbours(peopled, "lamp-2") == whole, "it is fitted again"
-    assert peopled.banks.get("lamp-2").config == before.config
+    assert neighbours(banked, "lamp-2") == whole, "the memory serves meanwhile as it was fitted"
+    assert banked.banks.get("lamp-2").config[FITTED_ITEMS_KEY] == FIT_IS_DUE
+    banked.banks.set_kernel(before.id, dict.fromkeys(whole[1] or {}, 1.0))
+    refreshed(banked)
+    assert neighbours(banked, "lamp-2") == whole, "it is fitted again"
+    assert banked.banks.get("lamp-2").config == before.config
 
 
 @pytest.mark.parametrize("anchor", [False, True])
-def test_the_memory_is_fitted_again_without_who_left(peopled: Registry, anchor: bool) -> None:
-    built(peopled)
-    bank = peopled.banks.get("lamp-2")
-    names = {str(one.user) for one in anchors(peopled)}
+def test_the_memory_is_fitted_again_without_who_left(banked: Registry, anchor: bool) -> None:
+    bank = banked.banks.get("lamp-2")
+    names = {str(one.user) for one in anchors(banked)}
     left = next(name for name in (f"user{n}" for n in range(9)) if (name in names) is anchor)
-    finish(set_consent(peopled, left, False))
-    _, seen = refreshed(peopled, dry_run=True)
+    finish(set_consent(banked, left, False))
+    _, seen = refreshed(banked, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert lines["neighbours"] == "unchanged; the label memory is fitted again"
-    refreshed(peopled)
-    built(peopled, name="new")
-    assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") and neighbours(peopled, "new")[1] != bank.kernel
-    after, new = peopled.banks.get("lamp-2").config, peopled.banks.get("new").config
+    refreshed(banked)
+    built(banked, name="new")
+    assert neighbours(banked, "lamp-2") == neighbours(banked, "new") and neighbours(banked, "new")[1] != bank.kernel
+    after, new = banked.banks.get("lamp-2").config, banked.banks.get("new").config
     assert {key: after[key] for key in (LABEL_RATES_KEY, FITTED_ITEMS_KEY)} == {
         key: new[key] for key in (LABEL_RATES_KEY, FITTED_ITEMS_KEY)
     }
     assert after[MIXTURE_WEIGHTS_KEY] == bank.config[MIXTURE_WEIGHTS_KEY], "only a new build weighs model and memory"
-    assert any("nothing to do" in text for text in notes(refreshed(peopled, name="lamp-2")[1]))
+    assert any("nothing to do" in text for text in notes(refreshed(banked, name="lamp-2")[1]))
 
 
-def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
-    built(peopled)
-    before = peopled.banks.get("lamp-2").config
-    forget(peopled, 0)
-    refreshed(peopled)
-    after = peopled.banks.get("lamp-2").config
-    with_all = finish(build_bank(peopled, replace(bank_request(name="new"), machine=CPU)))[0]
+def test_label_rates_are_those_of_who_is_left(banked: Registry) -> None:
+    before = banked.banks.get("lamp-2").config
+    forget(banked, 0)
+    refreshed(banked)
+    after = banked.banks.get("lamp-2").config
+    with_all = finish(build_bank(banked, replace(bank_request(name="new"), machine=CPU)))[0]
     assert with_all["bank"] == "new" and after["label_rates"] != before["label_rates"]
     stay = {MIXTURE_WEIGHTS_KEY: before[MIXTURE_WEIGHTS_KEY], LADDER_KEY: before[LADDER_KEY]}
-    assert after == {**peopled.banks.get("new").config, **stay}
+    assert after == {**banked.banks.get("new").config, **stay}
 
 
 def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
@@ -431,58 +431,55 @@ def refuse(reg: Registry, *places: int) -> list[Anchor]:
     return found
 
 
-def test_a_refused_user_is_not_chosen_again_by_a_later_refresh(peopled: Registry) -> None:
+def test_a_refused_user_is_not_chosen_again_by_a_later_refresh(banked: Registry) -> None:
     """Three users have each taste, so the refused one's is without an anchor only after two more have left."""
-    built(peopled)
-    (refused,) = refuse(peopled, 0)
-    bank, gone = peopled.banks.get("lamp-2"), []
+    (refused,) = refuse(banked, 0)
+    bank, gone = banked.banks.get("lamp-2"), []
     for _ in range(2):
-        (new,) = refreshed(peopled)[0]["replaced"]
+        (new,) = refreshed(banked)[0]["replaced"]
         assert new["user"] not in (refused.user, *gone)
         gone.append(new["user"])
-        peopled.users.forget(peopled.users.get(new["user"]).id)
-    assert peopled.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == [refused.user_id]
-    result, _ = refreshed(peopled)
+        banked.users.forget(banked.users.get(new["user"]).id)
+    assert banked.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == [refused.user_id]
+    result, _ = refreshed(banked)
     assert refused.user not in [anchor["user"] for anchor in result["anchors"]]
-    peopled.users.forget(refused.user_id or 0)
-    assert peopled.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == []
+    banked.users.forget(refused.user_id or 0)
+    assert banked.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == []
 
 
 def test_a_refused_replacement_stays_for_the_next_refresh_and_old_anchors_are_not_judged(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The screening would refuse the first anchor, which has served since the build, and the new one."""
-    built(peopled)
-    forget(peopled, 1)
-    first, _, third = anchors(peopled)
+    forget(banked, 1)
+    first, _, third = anchors(banked)
     found = [ScreeningFinding(place, "norm", 9.0, 5.0) for place in (0, 2)]
     with monkeypatch.context() as patch:
         patch.setattr(screening, "_find_outlier_anchors", lambda *given: found)
-        result, seen = refreshed(peopled)
-    refused = anchors(peopled)[-1]
-    assert (result["removed"], anchors(peopled)[:2], refused.stale) == (0, [first, third], True)
+        result, seen = refreshed(banked)
+    refused = anchors(banked)[-1]
+    assert (result["removed"], anchors(banked)[:2], refused.stale) == (0, [first, third], True)
     assert [one["user"] for one in result["gates"]] == [refused.user]
     assert any("--refresh` replaces them" in text for text in notes(seen))
-    result, _ = refreshed(peopled)
+    result, _ = refreshed(banked)
     assert [one["stale"] for one in result["replaced"]] == [refused.id] and result["gates"] == []
-    assert len(anchors(peopled)) == 3 and refused.user not in [anchor.user for anchor in anchors(peopled)]
-    assert any("nothing to do" in text for text in notes(refreshed(peopled)[1]))
+    assert len(anchors(banked)) == 3 and refused.user not in [anchor.user for anchor in anchors(banked)]
+    assert any("nothing to do" in text for text in notes(refreshed(banked)[1]))
 
 
 def test_a_refresh_that_was_stopped_before_the_screening_screens(
-    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(peopled)
-    forget(peopled, 0)
-    job = refresh_bank(peopled, "lamp-2", HERE)
+    forget(banked, 0)
+    job = refresh_bank(banked, "lamp-2", HERE)
     next(event for event in job if isinstance(event, ArtifactSaved))
     job.close()  # type: ignore[attr-defined]
-    new = anchors(peopled)[-1]
-    assert peopled.banks.get("lamp-2").config[SCREENING_KEY][UNSCREENED_KEY] == [new.id] and not new.stale
-    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
-    (recipe,) = peopled.recipes.of_user(peopled.users.get("ida").id)
-    assert {share.anchor_id for share in recipe.shares} == {one.id for one in anchors(peopled)} - {new.id}
+    new = anchors(banked)[-1]
+    assert banked.banks.get("lamp-2").config[SCREENING_KEY][UNSCREENED_KEY] == [new.id] and not new.stale
+    finish(fuse_user(banked, banked.users.get("ida"), fuse_request(weights="uniform")))
+    (recipe,) = banked.recipes.of_user(banked.users.get("ida").id)
+    assert {share.anchor_id for share in recipe.shares} == {one.id for one in anchors(banked)} - {new.id}
     monkeypatch.setattr(screening, "_find_outlier_anchors", lambda *given: [ScreeningFinding(2, "norm", 9.0, 5.0)])
-    result, _ = refreshed(peopled)
+    result, _ = refreshed(banked)
     assert [one["anchor"] for one in result["gates"]] == [new.id] and result["replaced"] == []
-    assert UNSCREENED_KEY not in peopled.banks.get("lamp-2").config[SCREENING_KEY]
+    assert UNSCREENED_KEY not in banked.banks.get("lamp-2").config[SCREENING_KEY]

@@ -25,7 +25,7 @@ from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
 from tests.lab.evaluation.trial import eval_request
-from tests.pipeline.town import QUICK, TASK, bank_request, built, finish, fuse_request
+from tests.pipeline.town import QUICK, TASK, bank_request, finish, fuse_request
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "upper"}
 
@@ -75,15 +75,14 @@ def test_what_adapt_stores_is_what_eval_measures(banked: Registry, anchors: str,
 
 
 @pytest.mark.parametrize("anchors", WEIGHT_METHODS)
-def test_the_fusion_alone_too(peopled: Registry, anchors: str) -> None:
+def test_the_fusion_alone_too(banked: Registry, anchors: str) -> None:
     from mta_cli.pipeline.personalize.fuse import fuse_user
 
-    built(peopled)
-    jon, bank = peopled.users.get("jon"), peopled.banks.get("lamp-2")
-    finish(fuse_user(peopled, jon, fuse_request(weights=anchors)))
-    stored, _ = load_fusion_and_stack(peopled, bank.base, jon, TASK.name, "fused")
+    jon, bank = banked.users.get("jon"), banked.banks.get("lamp-2")
+    finish(fuse_user(banked, jon, fuse_request(weights=anchors)))
+    stored, _ = load_fusion_and_stack(banked, bank.base, jon, TASK.name, "fused")
     method = Method("any", "", anchors=anchors, memory="neighbours")  # type: ignore[arg-type]
-    (fusion,) = measured(peopled, bank, method, jon.id, {}).loras
+    (fusion,) = measured(banked, bank, method, jon.id, {}).loras
     assert len(stored) == 1 and same(stored[0], fusion)
 
 
