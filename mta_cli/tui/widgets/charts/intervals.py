@@ -154,7 +154,9 @@ def fit_scale(values: Sequence[float], cells: int) -> Scale:
     """An axis of `cells` cells that contains all finite values, with a margin at both ends."""
     known = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
-    room = AXIS_MARGIN * (high - low or max(abs(high), 1.0))
+    size = max(abs(low), abs(high), 1.0)
+    reach = high - low if high - low > 1e-9 * size else size  # a smaller margin would be lost to rounding
+    room = AXIS_MARGIN * reach
     return Scale(low - room, high + room, cells)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from textual.app import App, ComposeResult
 
@@ -126,6 +126,7 @@ def test_an_axis_without_length_puts_everything_in_its_middle() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=9), st.integers(1, 200))
+@example([-1e6, -999999.9999999999], 1)
 def test_an_axis_around_values_holds_them_in_order(values: list[float], cells: int) -> None:
     scale = fit_scale(values, cells)
     found = [scale.cell(value) for value in sorted(values)]
