@@ -168,7 +168,7 @@ def test_a_base_that_was_chosen_is_taken_at_its_word(two: Path, said: str, monke
     if said == "settings":
         (two / "mta.toml").write_text('[models]\nbase = "tiny"\n')
     ran = mta_ok("ask", "--user", "jon", *TASK, *CPU, *chosen, "a film")
-    assert "no fusion for lamp-2 on tiny yet: --base other, or mta user fuse jon --task lamp-2 --base tiny" in ran.err
+    assert "on tiny yet. Use --base other, or mta user fuse jon --task lamp-2 --base tiny" in ran.err
     ran = mta("ask", "--user", "jon", *TASK, "--mode", "adapted", *CPU, *chosen, "a film")
     refused(ran, 3, "jon has no stack for lamp-2 on tiny", "--base other, or mta user adapt jon")
 

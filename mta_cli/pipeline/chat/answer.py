@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-CHAT_TOKENS = 256  # the default token limit of an answer in a chat
+CHAT_TOKENS = 256  # without --max-tokens: the token limit of an answer in a chat, and the largest limit of a task
 CHAT_PENALTY = 1.1  # the default repetition penalty of a chat
 
 
@@ -63,13 +63,16 @@ class Generation:
     tokens: int = 0
     seconds: float = 0.0
     finish_reason: str = "interrupted"
-    label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
+    label_logliks: dict[str, float] = field(default_factory=dict)  # of each label, in nats; empty for generated text
     model_logliks: dict[str, float] = field(default_factory=dict)  # the same without the label memory
-    has_memory: bool = False  # whether the label memory was added
+    has_memory: bool = False  # whether `label_logliks` include the label memory
 
 
 def answer_token_limit(options: AnswerOptions, task: Task | None) -> int:
-    """The token limit of an answer: the option if given, else the task's; without a task, the limit of a chat."""
+    """The token limit of an answer: `options.max_tokens` if given, else the task's, but at most `CHAT_TOKENS`.
+
+    Without a task it is `CHAT_TOKENS`.
+    """
     if options.max_tokens is not None:
         return options.max_tokens
     return CHAT_TOKENS if task is None else min(task.answer_tokens, CHAT_TOKENS)
@@ -97,16 +100,16 @@ class ChatModel:
         self.reg, self.base, self.options = reg, base, asking
         self._merger, self._kv_cache = AdapterMerger(base), PromptCache()
         self._memories = BankMemories(reg, base.fingerprint, asking.machine.device)
-        self._late_loras: tuple[LoraWeights, ...] = ()  # a LoRA for late tokens only is not merged into the weights
-        self._about: str | None = None  # the message by which the task was chosen, if the user named none
+        self._late_loras: tuple[LoraWeights, ...] = ()  # they act on late tokens only, so they cannot be merged
+        self._about: str | None = None  # the message that chose the task, if the user named no task
 
     @classmethod
     def load_for_user(
         cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions, about: str | None = None
     ) -> ChatModel:
-        """Load the base and merge `user`'s weights into it. Checks that need no model come before loading.
+        """Load the base and merge `user`'s weights into it. The task and the mode are checked before loading.
 
-        If no task was asked for, the message `about` chooses it: see `set_user`.
+        If `asking` has no task, the message `about` chooses it: see `default_task`.
         """
         name = default_task(reg, user, asking.task, entry.fingerprint, about)
         _require_mode(reg, user, name, asking.mode, entry)
@@ -121,7 +124,7 @@ class ChatModel:
         return model
 
     def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
-        """Change the user and the options on the same loaded base. An error leaves everything unchanged."""
+        """Change the user and the options on the same loaded base. For the effect of an error see `set_user`."""
         _require_labels(self.reg, asking)
         before, self.options = self.options, asking
         try:
@@ -131,9 +134,10 @@ class ChatModel:
             raise
 
     def set_user(self, user: User | None, mode: str | None, about: str | None = None) -> None:
-        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing.
+        """Merge `user`'s weights into the base; `mode` None is the most personal one.
 
-        If no task was asked for, the message `about` chooses among the user's tasks: see `default_task`.
+        If the options have no task, the message `about` chooses one of the user's tasks: see `default_task`. An error
+        leaves the model as it was; an error during the merge leaves the base without weights of a user.
         """
         from mta_cli.engine.backends import backend_of
         from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -159,18 +163,17 @@ class ChatModel:
         self._asked_mode, self._store_version, self._merged_parts, self._about = asked, version, parts, about
 
     def _parts(self, user: User | None, task: str) -> Hashable:
-        """A value that changes when the user's model (without a user, the common model) does; None without a bank."""
+        """A value that changes when the user's model changes, or without a user the common one. None without a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None:
             return None
         return (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task, bank)
 
     def refresh_weights(self, about: str) -> bool:
-        """Merge the user's weights again if they or the task have changed; returns whether they had.
+        """Merge the user's weights again if the weights or the task changed; returns whether one of them changed.
 
-        Another process may have changed the weights in the store, or `about`, the first message of the conversation,
-        may be nearest to another of the user's tasks. If the user no longer has the chosen mode, the most personal one
-        is used.
+        Another process may have changed the weights in the store. The first message of the conversation, `about`, may
+        be nearest to another task of the user. If the user has lost the chosen mode, the most personal one is used.
         """
         version = self.reg.data_version
         if version == self._store_version and about == self._about:
@@ -188,17 +191,23 @@ class ChatModel:
     def set_system(self, text: str) -> None:
         """Put a system message before the following messages; an empty text removes it.
 
-        Raises UsageError if messages are filled into a task's prompt.
+        Raises UsageError if a task was chosen, because a task's prompt has no system message.
         """
         if self.uses_task_prompt:
-            raise UsageError(f"Task {self.task.name} has a prompt of its own, so a system message cannot be added.")
+            raise UsageError(
+                f"Task {self.task.name} has its own prompt, to which no system message can be added.",
+                hint="/task without a name ends the questions of the task.",
+            )
         if text:
             check_message(text)
         self.options = replace(self.options, system=text or None)
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """Inside the block, the base has no user's weights, so that LoRAs can be added; they are restored on exit."""
+        """Inside the block, no weights are merged into the base, so that each row of a batch can have its own LoRAs.
+
+        The user's weights are merged again on exit.
+        """
         user, mode = self.user, self._asked_mode
         try:
             self._kv_cache.clear()
@@ -221,7 +230,7 @@ class ChatModel:
 
     @property
     def answers_with_label(self) -> bool:
-        """Whether an answer is the likeliest of the task's labels instead of generated text."""
+        """Whether an answer is one of the task's labels instead of generated text."""
         return bool(self.uses_task_prompt and self.task.labels and not self.options.free_decoding)
 
     @property
@@ -236,13 +245,14 @@ class ChatModel:
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of an answer."""
+        """The token limit of an answer."""
         return answer_token_limit(self.options.answer, self.task if self.uses_task_prompt else None)
 
     def fit_prompt(self, messages: Sequence[Message], before: tuple[str | None, int] | None = None) -> FittedPrompt:
         """The prompt of a conversation; with `uses_task_prompt`, of its last message only.
 
-        It leaves room for the answer, and shows no item of the user that is known to be later than `before`.
+        It leaves room for the answer. Items known to be later than `before` (time, item id) are not shown. Raises
+        PromptTooLong.
         """
         most = self.base.window - reserved_answer_tokens(self.max_tokens, self.base.window)
         room, user_id = PromptRoom(most, most, self.base.name), self.user.id if self.user is not None else None
@@ -253,7 +263,7 @@ class ChatModel:
         return fit_conversation(self._examples, user_id, messages, room, drop_exchanges=True, before=before)
 
     def stream_answer(self, ids: list[int], spoken: Generation, question: str) -> Iterator[Event]:
-        """Stream the answer to the prompt `ids`, made from `question`, as `TextChunk`s; `spoken` is filled."""
+        """Stream the answer to the prompt `ids`, made from `question`, as `TextChunk`s, and record it in `spoken`."""
         started = time.perf_counter()
         pieces = (
             self._choose_label(ids, spoken, question) if self.answers_with_label else self._generate_text(ids, spoken)
@@ -316,8 +326,8 @@ class ChatModel:
     ) -> int:
         """The index of the label to answer, from each label's log-likelihood by the model (nats) and the label memory.
 
-        The memory is not used in mode base. `spoken` gets each label's log-likelihood, by the model alone and with the
-        memory. `time` is when a held-out question was asked.
+        The memory is not used in mode base. `spoken` gets each label's log-likelihood, with the memory and without.
+        `time` is the time of a held-out question.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -334,8 +344,8 @@ def answer_question(
 ) -> Iterator[Event]:
     """Load the user's model, or the base without a user, and stream its answer to `text`.
 
-    Yields hints on what the model lacks, then the text or the label; `JobResult` has what `answer_json` says, and
-    `loading_seconds`. Raises NotFound for an unknown user, and BadInput for an empty text or one that does not fit.
+    Yields hints on what the model lacks, then the text or the label. `JobResult` is the document of `answer_json` with
+    `loading_seconds`. Raises NotFound for an unknown user, and BadInput for a text that is empty or too long.
     """
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
@@ -379,7 +389,7 @@ def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Gene
 
 
 def generation_notes(model: ChatModel, spoken: Generation, loading: float | None = None) -> Iterator[Event]:
-    """Notes on an answer: its source, its time and the time of `loading` (seconds), and whether it was cut."""
+    """Notes on an answer: its source, tokens, seconds and the seconds of `loading`, and why it ended early."""
     unit = "tokens" if spoken.tokens != 1 else "token"
     loaded = f" (loading: {loading:.1f} s)" if loading is not None else ""
     source = source_line(model.source, model.task.name, on_base(model.reg, model.base.fingerprint))
@@ -415,10 +425,10 @@ def missing_own_model_hints(reg: Registry, user: User, task: str, base: ModelEnt
     if best not in OWN_MODES:
         other = words_to_text(other_bases_hint(reg, user, task, base.fingerprint))
         made = user_command(reg, "fuse", user, task, base.fingerprint, base.name)
-        yield Note(f"{user.name} has no fusion for {task} on {base.name} yet: {other}{made}", warning=True)
+        yield Note(f"{user.name} has no fusion for {task} on {base.name} yet. Use {other}{made}", warning=True)
     elif best == "fused":
         made = user_command(reg, "adapt", user, task, base.fingerprint, base.name)
-        yield Note(f"{user.name} has a fusion but no stack for {task} yet: {made}")
+        yield Note(f"{user.name} has a fusion but no stack for {task} yet. Train one with {made}")
 
 
 def truncation_notes(prompt: FittedPrompt) -> Iterator[Event]:
@@ -444,7 +454,7 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
 
 def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, base: ModelEntry | LoadedBase) -> None:
-    """Raise NotFound when `mode` needs a bank, recipe or stack that does not exist."""
+    """Raise an error if `mode` is unknown, or needs a user, bank, recipe or stack that is missing."""
     if mode in (None, "base"):
         return
     if mode not in PERSONALISATION_MODES:

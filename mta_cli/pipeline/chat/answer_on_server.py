@@ -36,7 +36,7 @@ SERVER_DEFAULTS = ("max_tokens", "repetition_penalty")  # options for which the 
 
 def find_equivalent_server(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> RunningServer | None:
     """A running server of the store that gives the same answer as this process would; None if there is none."""
-    # OpenAI's interface has no free decoding, and does not tell the end of an answer from a stop text
+    # OpenAI's interface has no free decoding, and the same finish reason for a stop text and the end of an answer
     if asking.free_decoding or asking.stops:
         return None
     wanted = _options_beyond_request(asdict(asking), asking)
@@ -49,7 +49,8 @@ def find_equivalent_server(reg: Registry, entry: ModelEntry, asking: ChatOptions
 
 
 def _options_beyond_request(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
-    """The options in `chat` (a process's ChatOptions as JSON) that a request for `asking` cannot set or leaves open.
+    """The options in `chat` (ChatOptions as JSON) that a request for `asking` cannot set or leaves open.
+
     The server and this process give the same answer only if these options are equal.
     """
     machine, memory, answer = (dict(chat.get(name) or {}) for name in ("machine", "memory", "answer"))
@@ -87,9 +88,10 @@ def answer_on_server(
 def compare_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """Do what `compare_user_models` does on `server`, one model after another, each user's most personal one first.
+    """Do what `compare_user_models` does on `server`, one model after another, each user's most personal model first.
 
-    Raises MtaError with the server's error message.
+    If the server has ended before the first answer, this process compares the models. Raises MtaError with the
+    server's error message.
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]
@@ -114,7 +116,7 @@ def compare_on_server(
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """A server's answer: the model with its answer, the task, and the number of own items that the prompt showed."""
+    """A server's answer: the model with its answer, the task, and the number of the user's items in the prompt."""
 
     model: ComparedModel
     task: str

@@ -1,7 +1,7 @@
-"""One question to base, common, fused and adapted side by side, in one batch.
+"""Asks one question of the modes base, common, fused and adapted side by side, in one batch.
 
-Every column is a row of the batch with its own LoRAs above the bare base, so all answers are generated together. Other
-users' models can be columns too. If the right answer is known, each column is scored against it.
+Every column is a row of the batch with its own LoRAs on the base, so all answers are generated together. Other users'
+models can be columns too. If the right answer is known, each column is scored against it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics
 class Question:
     """The question to all columns. `gold` is the right answer, if it is known.
 
-    `time` is when a held-out query was asked: the prompt shows no item that is known to be later.
+    The prompt of a `held_out` question shows no item that is known to be later than its `time`.
     """
 
     text: str
@@ -78,11 +78,11 @@ def compare_user_models(
 ) -> Iterator[Event]:
     """Ask `text` of every mode of each user in `names`; `JobResult` lists the results, one for each user.
 
-    A user's models get the same prompt. Missing models have the answer None. The base is loaded once.
+    A user's models get the same prompt. The answer of a missing model is None. The base is loaded once.
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]
-    for user in users[1:]:  # the first is checked as the model is loaded for them
+    for user in users[1:]:  # an error comes before the base is loaded; `load_for_user` checks the first user
         default_task(reg, user, asking.task, entry.fingerprint)
     model = ChatModel.load_for_user(reg, entry, users[0], asking, text)
     results = []
@@ -103,10 +103,10 @@ def compare_question(model: ChatModel, question: Question, others: Sequence[User
 
 
 def compare_queries(model: ChatModel, questions: Sequence[Question], others: Sequence[User] = ()) -> Iterator[Event]:
-    """Ask questions with known answers one after another, of the columns of `compare_question`, loaded once.
+    """Ask the columns of `compare_question` several questions, one after another. Each model is loaded once.
 
     Each question ends in a `JobResult` like `compare_question`'s, with `scores`: each column's task metric over the
-    questions so far, `{metric, value, answers}`. Columns whose answers cannot be scored are missing there.
+    questions so far, `{metric, value, answers}`. Columns whose answers cannot be scored are left out.
     """
     columns = yield from _load_columns(model, others)
     scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
@@ -140,7 +140,7 @@ def compare_prompt(
 ) -> Iterator[Event]:
     """Stream every column's answer to one prompt, as `TextChunk`s with the column's key. The model stays unchanged.
 
-    With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
+    With a `gold`, each column's details get `gold`: the gold's log-likelihood and the task's metrics of the answer.
     """
     columns = yield from _load_columns(model, others)
     with model.hold_users(others), model.disable_adapters():
@@ -192,7 +192,7 @@ def _answer_prompt(
 def comparison_result(
     user: User | None, text: str, task: str, columns: Sequence[ComparedModel], shown: int
 ) -> dict[str, Any]:
-    """The JSON document of the models' answers to `text`; its prompt showed `shown` own items.
+    """The JSON document of the models' answers to `text`. `shown` is the number of the user's items in the prompt.
 
     Modes that the user does not have are None.
     """
@@ -217,7 +217,7 @@ def comparison_result(
 
 
 def _running_score(model: ChatModel, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The task's main metric over answers and their golds."""
+    """The task's main metric over `scored` pairs of answer and gold."""
     from mta_cli.engine.evaluation.metrics import MAIN_METRICS
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
@@ -304,8 +304,9 @@ def _score_against_gold(
 ) -> Iterator[Event]:
     """Score every column against the right answer; `measured` gets a record for each.
 
-    `loglik` is the gold's, in nats: over the task's labels with their priors where answers are labels (`over: labels`),
-    else over the vocabulary, per token (`over: token`). `label` is the label that the gold names, if any.
+    `loglik` is the gold's log-likelihood in nats. If the answers are labels, it is a log-probability among the task's
+    labels, label memory included (`over: labels`); otherwise it is the mean over the gold's tokens (`over: token`).
+    `label` is the label that the gold names, if any.
     """
     labels = list(columns[0].generation.label_logliks)
     place = find_label(gold, labels)
@@ -333,7 +334,7 @@ def _label_log_probability(labels: dict[str, float], gold: str) -> float:
 
 
 def answer_metrics(metric: str, labels: Sequence[str], answer: str, gold: str) -> dict[str, float]:
-    """The task's metrics of one answer; empty where the metric needs a numeric gold and it is not a number."""
+    """The task's metrics of one answer; empty if the metric needs a number and `gold` is not a number."""
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
     try:

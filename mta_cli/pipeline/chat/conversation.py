@@ -58,7 +58,7 @@ UNFIT_ANSWERS = {
     "empty": "The answer was empty",
 }
 """Why an answer cannot become a history item, by `Generation.finish_reason` or `empty`."""
-ENDED_KEY = "ended"  # the key in the stored source of an exchange for a key of `UNFIT_ANSWERS`
+ENDED_KEY = "ended"  # in an exchange's stored source: the key of `UNFIT_ANSWERS` that says why its answer is unfit
 
 
 class Conversation:
@@ -70,7 +70,7 @@ class Conversation:
 
     def _start_empty(self) -> None:
         self.exchanges: list[Exchange] = []
-        self.first_in_window = 0  # exchanges before this one no longer fit the window
+        self.first_in_window = 0  # the index of the first exchange that still fits the window
         self.chat: Chat | None = None
         self._last_ended = ""  # the last answer's `Generation.finish_reason`, or `empty`
         self._last_answered: AnsweredPrompt | None = None
@@ -170,7 +170,7 @@ class Conversation:
         model = self.model
         if name and name != FREE_TASK and model.options.system is not None:
             raise BadInput(
-                f"Task {name} has a prompt of its own, so a system message cannot be used.",
+                f"Task {name} has its own prompt, to which no system message can be added.",
                 hint="Type /system to remove the system message first.",
             )
         model.set_user_and_options(model.user, replace(model.options, task=name or None))
@@ -195,7 +195,7 @@ class Conversation:
         yield Note("A new conversation begins.")
 
     def accept_exchange(self) -> Iterator[Event]:
-        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with a task.
+        """Append the last exchange to the user's history, as an item of the chosen task, or of `free` without one.
 
         Raises BadInput for an answer that was stopped, is empty or repeats itself.
         """
@@ -235,7 +235,7 @@ class Conversation:
         user, (task, key) = self._require_user(), kept.kept_as
         gone = yield from forward_events(remove_items(self.model.reg, user.name, [key], task=task))
         kept.kept_as = None
-        if gone["recipes"] or gone["stacks"]:  # the most personal mode that is left
+        if gone["recipes"] or gone["stacks"]:  # the current mode may be gone: use the most personal one left
             self.model.set_user(user, None, self._first_question)
             yield Note(source_line(self.model.source, self.model.task.name))
 
@@ -259,7 +259,7 @@ class Conversation:
         user, chats = self._require_user(), self.model.reg.chats
         chat = chats.get(chat_id)
         if chat.user_id != user.id:
-            raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
+            raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists the stored chats.")
         self._start_empty()
         self.chat, self.autosave = chat, True
         task, question = self.model.options.task or FREE_TASK, ""
@@ -291,7 +291,7 @@ class Conversation:
             yield ArtifactSaved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
 
     def _write_transcript(self, target: str) -> Path:
-        """Write the conversation to a new file, and record the file, so that removing the user can name it."""
+        """Write the conversation to a new file, and record its path, so that the user's removal can report it."""
         if self.model.user is None:
             return _write_new_file(target, self._transcript())
         with record_export(
@@ -306,7 +306,7 @@ class Conversation:
         if which:
             wanted = [chat for chat in known if str(chat.id) == which]
             if not wanted:
-                raise NotFound(f"{user.name} has no chat {which[:40]!r}.", hint="/history lists them.")
+                raise NotFound(f"{user.name} has no chat {which[:40]!r}.", hint="/history lists the stored chats.")
             messages = [
                 {"role": m.role, "content": m.content, "source": m.source, "created": m.created}
                 for m in chats.messages(wanted[0].id)
@@ -358,7 +358,7 @@ class Conversation:
                     reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
             yield Note(
-                f"The last exchange is not stored yet; it is tried again after the next one: {error}", warning=True
+                f"The last exchange is not stored yet; it will be stored with the next one: {error}", warning=True
             )
             return
         self.chat = chat
@@ -374,13 +374,14 @@ class Conversation:
 
     def _require_user(self) -> Any:
         if self.model.user is None:
-            raise BadInput("This command needs a user, and none is chosen.", hint="/user NAME chooses a user.")
+            raise BadInput("This command needs a user, but no user is chosen.", hint="/user NAME chooses a user.")
         return self.model.user
 
 
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ItemKept:
-    """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task, and for
-    texts that no import would store.
+    """Append an exchange to the user's history, as an item of `task`.
+
+    Raises BadInput if the answer is not one of the task's labels, or if an import would refuse one of the texts.
     """
     from mta_cli.engine.text.labels import find_label
     from mta_cli.pipeline.data.formats.fields import text_fault
@@ -416,7 +417,7 @@ def _write_new_file(target: str, text: str) -> Path:
         with open(path, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
             created = True
             file.write(text)
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, or the home of an unknown user
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: ~ has no home
         if created:  # a full disk leaves half of the file
             path.unlink()
         raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error

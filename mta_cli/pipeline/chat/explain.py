@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.evaluation.ladder import Step
     from mta_cli.engine.text.prompts import HistoryExample
 
-MAX_VOTES = 5  # the neighbours that are listed
+MAX_VOTES = 5  # at most this many neighbours are listed
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def ladder_steps_up_to(source: AnswerSource, *, examples: int, memory: bool) -> 
 def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     """The JSON document that explains an answer of `model`.
 
-    `step` is the step of the ladder that answered, `made_of` what it and the steps below it add. `chosen_among` are the
-    tasks among which the first message chose `task`; empty if there was no choice. `history` are the items in the
-    prompt, `decoding` says how tokens were chosen. If the answer is a label, `labels` has each label's probability by
-    the model alone and with the label memory, how often the user gave it, and its share of the neighbours' votes;
-    `memory` is the kind of memory used, and `neighbours` are the items of `neighbour_count` with the most votes.
+    `step` is the step of the ladder that answered; `made_of` lists what it and each step below it add. `chosen_among`:
+    see `candidate_tasks`. `history` lists the items in the prompt. `decoding` says how the answer was chosen.
+
+    Only if the answer is a label: `labels` has each label's probability without and with the label memory, how often
+    the user gave it, and its share of the neighbours' votes. `memory` is the kind of memory used. `neighbours` lists
+    the items with the most votes, out of `neighbour_count`.
     """
     from mta_cli.engine.evaluation.ladder import BASE_EXAMPLES
 

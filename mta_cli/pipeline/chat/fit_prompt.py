@@ -26,7 +26,7 @@ class PromptTooLong(BadInput):
     def __init__(self, tokens: int, room: int, base: str) -> None:
         super().__init__(
             f"The message makes a prompt of {tokens} tokens, but {base} has room for only {room}.",
-            hint=("Shorten it, or ask with fewer ", Flag("max_tokens"), "."),
+            hint=("Shorten the message, or lower ", Flag("max_tokens"), "."),
         )
         self.tokens = tokens
 
@@ -62,7 +62,7 @@ def fit_question(
 ) -> FittedPrompt:
     """The task's prompt for `text`, with as many of the user's nearest items as fit.
 
-    Items known to be later than `before` are left out. Raises PromptTooLong.
+    Items known to be later than `before` (time, item id) are left out. Raises PromptTooLong.
     """
     check_message(text)
     found = [] if user_id is None else rows.retrieve_history(user_id, text, rows.history_items, before=before)
@@ -80,11 +80,11 @@ def fit_conversation(
 ) -> FittedPrompt:
     """The prompt of a conversation whose last message is to be answered.
 
-    Each user message is filled into the task's prompt, as in training, unless the task has labels. It is preceded by
-    the user's nearest items that the prompt does not show yet, so that each answer has examples on its topic. Earlier
-    turns keep their tokens, so their cache stays valid. With `drop_exchanges`, the oldest exchanges are left out before
-    any item is; system messages at the beginning always stay. Items known to be later than `before` are left out.
-    Raises PromptTooLong.
+    Each user message is filled into the task's prompt, as in training, unless the task has labels. Before each user
+    message come the user's nearest items that the prompt does not show yet, so that each answer has examples on its
+    topic. Earlier turns keep their tokens, so their cache stays valid. With `drop_exchanges`, the oldest exchanges are
+    left out before any item; system messages at the beginning always stay. Items known to be later than `before`
+    (time, item id) are left out. Raises PromptTooLong.
     """
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     for message in messages:

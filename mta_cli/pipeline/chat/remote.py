@@ -30,12 +30,12 @@ class RemoteConversation:
         sampling: Mapping[str, Any] | None = None,
         system: str | None = None,
     ) -> None:
-        """`sampling` are request parameters such as `temperature` and `stop`; for others the server has defaults."""
+        """`sampling` are request parameters such as `temperature` and `stop`; the server has defaults for the rest."""
         self._client = ServerClient(url, key=key)
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
-        self._last_ended = ""  # a key of UNFIT_ANSWERS if the last answer is not an example to learn from
+        self._last_ended = ""  # a key of UNFIT_ANSWERS if the last answer cannot become a history item
         self._model_asks_task = self._asks_truncation = False
 
     @property
@@ -84,7 +84,7 @@ class RemoteConversation:
         yield from self.reset()
 
     def switch_task(self, name: str = "") -> Iterator[Event]:
-        """Ask each following message as a question of the task `name`; without a name, as the model's default is."""
+        """Ask each following message as a question of the task `name`; without a name, as the model does by default."""
         self._task = name or None
         yield Note(f"Each message is a separate question of task {name}." if name else "The conversation continues.")
 
@@ -94,7 +94,10 @@ class RemoteConversation:
         yield Note(f"A new conversation with {self._model} begins.")
 
     def accept_exchange(self) -> Iterator[Event]:
-        """Keep the last exchange as a history item. Raises UsageError if the server lets no client write."""
+        """Keep the last exchange as a history item on the server. Raises UsageError if the server forbids this.
+
+        Raises BadInput for an answer that was stopped, is empty or repeats itself.
+        """
         if not self._messages and not self._last_ended:
             raise BadInput("There is no answer yet to keep.")
         if self._last_ended:
@@ -103,7 +106,7 @@ class RemoteConversation:
                 hint="/good keeps complete answers only.",
             )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
-        yield Note(f"history item {self._client.add_item(self._model, self._task, question, answer)}")
+        yield Note(f"Kept as history item {self._client.add_item(self._model, self._task, question, answer)}.")
 
     def set_system(self, text: str = "") -> Iterator[Event]:
         """Set the system message before the conversation; an empty text removes it."""
@@ -112,7 +115,7 @@ class RemoteConversation:
 
     def _raise_unsupported(self, text: str = "") -> NoReturn:
         raise UsageError(
-            "A conversation over a server cannot do this.", hint=("use ", Command("chat"), " without ", Flag("server"))
+            "This command does not work over a server.", hint=("use ", Command("chat"), " without ", Flag("server"))
         )
 
     # A server answers with the most personal model, and its clients store, remove and explain nothing.

@@ -1,6 +1,6 @@
-"""A client for servers with OpenAI's interface, such as `mta serve`, over an address or a socket of its store.
+"""A client for servers with OpenAI's interface, such as `mta serve`, over HTTP at an address or on a Unix socket.
 
-A server's replies are untrusted: they are checked by the types below and limited in size.
+A server's replies are untrusted: the types below check them, and their size is limited.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 MAX_REPLY_BYTES, MAX_LINE_BYTES, MAX_STREAM_BYTES = 2**24, 2**20, 2**26
 MAX_MESSAGE_CHARS = 500
 UNKNOWN_URL = "unknown_url"  # the error code for a path that the server does not have
-TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # error codes
+TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # the server's error codes
 ADDRESS_HINT = ("the address of a server ends in /v1: ", Flag("server", "http://127.0.0.1:8000/v1"))
 T = TypeVar("T")
 
 
 class MtaDetails(msgspec.Struct):
-    """The fields used here of `mta`, which `mta serve` adds to the descriptions of models and answers."""
+    """The object `mta`, which `mta serve` adds to models and answers; only the fields that are used here."""
 
     prompt: str = "chat"
     mode: str = "server"
@@ -120,7 +120,8 @@ class ServerUnreachable(MtaError):
 class RemoteAnswer:
     """One answer of a server during and after its stream.
 
-    `ended` is empty until it is complete. `source` is the server's `mta` object, `told` its checked fields.
+    `ended` is the finish reason, empty until the answer is complete. `source` is the server's `mta` object, `told` its
+    checked fields.
     """
 
     text: str = ""
@@ -130,7 +131,7 @@ class RemoteAnswer:
     told: MtaDetails = field(default_factory=MtaDetails)
 
     def read(self, pieces: Iterable[StreamPiece]) -> Iterator[TextChunk]:
-        """Add the pieces of a stream and yield their texts."""
+        """Add the pieces of a stream to this answer and yield their texts."""
         for piece in pieces:
             if piece.mta and piece.told:
                 self.source, self.told = piece.mta, piece.told
@@ -266,6 +267,6 @@ def _read_lines(answered: httpx.Response) -> Iterator[bytes]:
         *lines, rest = (rest + piece).split(b"\n")
         total += len(piece)
         if max(map(len, (*lines, rest))) > MAX_LINE_BYTES or total > MAX_STREAM_BYTES:
-            raise ValueError("a line or a stream above the size limit")
+            raise ValueError(f"a line above {MAX_LINE_BYTES:,} bytes or a stream above {MAX_STREAM_BYTES:,} bytes")
         yield from lines
     yield rest

@@ -497,7 +497,7 @@ def test_a_system_message_is_in_front_of_what_follows(world: World) -> None:
     assert "judge" in prompt and "sailor" not in prompt
     run(chat.set_system())
     assert "judge" not in decode(chat._fit_prompt("and now?", chat.exchanges).ids)
-    with pytest.raises(UsageError, match="a prompt of its own"):
+    with pytest.raises(UsageError, match="its own prompt"):
         run(talk(world, task="lamp-2").set_system("Be brief."))
 
 
