@@ -97,7 +97,7 @@ def test_a_dry_run_changes_nothing(models_root: Path) -> None:
         (("path", "no-such-model"), 3, "no model"),
         (("rm", "no-such-model", "--yes"), 3, "no model"),
         (("pull", "no-such-model"), 3, "no model"),
-        (("pull", "hf:nonsense"), 4, "not a hub name"),
+        (("pull", "hf:nonsense"), 4, "not the name of a model on the hub"),
         (("pull", "minilm-l6", "--name", "x"), 4, "keeps its name"),
         (("pull", "qwen3-0.6b", "--name", "x"), 4, "keeps its name"),
     ],

@@ -1,4 +1,4 @@
-"""Answers held-out queries and computes likelihoods of the golds, for the LoRAs of many users at once."""
+"""Answers held-out queries with the LoRAs of many users at once, and computes the likelihood of the gold answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """A query and the index of the model that answers it."""
+    """A query and the index of the LoRAs that answer it."""
 
     query: Query
     model_index: int
@@ -32,9 +32,9 @@ class ModelQuery:
 class ScoredAnswer:
     """An answer with its likelihoods.
 
-    `scores` are the log-likelihoods of the task's labels with the user's prior, nats; empty without labels.
-    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time of all
-    answers.
+    `scores` are the log-likelihoods (nats) of the task's labels, with the user's label prior added; empty without
+    labels. `gold_loglik` (nats, without the prior) is summed over the gold's `gold_tokens` tokens. `seconds` is an
+    equal share of the time of all answers.
     """
 
     prompt: tuple[int, ...]
@@ -76,11 +76,10 @@ def answer_queries(
     *,
     generate: bool = True,
 ) -> list[ScoredAnswer]:
-    """Answer and score each of `asked`: by a label (see `label_prior.decide_label`), or by generated text.
+    """Answer each query with a label (see `label_prior.decide_label`) or a generated text, and score it.
 
-    Without `generate`, texts are only scored and answers are empty.
-    `user_loras` [models] are added to the base with its merged weights; `priors` [models] are the label priors, if any.
-    A query's prompt is the same for all models.
+    Without `generate`, texts are not generated: these answers are empty. `user_loras` [models] are added to the base,
+    whose merged weights stay. `priors` [models] are the label priors, if any. All models get the same prompt.
     """
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
@@ -133,10 +132,10 @@ def gold_log_likelihoods(
     user_loras: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None],
 ) -> list[float]:
-    """The log-likelihood of each gold under the model in `asked` (nats): over the labels, or per token of a text.
+    """The log-likelihood (nats) of each query's gold: over the labels with the label prior, or per token of a text.
 
-    `user_loras` are [models] as in `answer_queries`; `priors` [asked] are the label priors of the users who own the
-    queries, also if another user's model answers.
+    `user_loras` are [models] as in `answer_queries`. `priors` [asked] are the label priors of the users who own the
+    queries, even if another user's model answers.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik
     from mta_cli.engine.memory.label_prior import add_label_prior

@@ -1,4 +1,4 @@
-"""Texts and table rows of a ladder's JSON document, for the command line, the window and reports."""
+"""Turns a ladder's JSON document into sentences and table rows, for the command line, the window and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT_WORDS = {"users": "user", "questions": "question"}
 
 
 def table_columns(ladder: Ladder) -> tuple[str, ...]:
-    """The columns of `table_rows`: the likelihood and, if there is one, the metric of the answers."""
+    """The column titles for `table_rows`. Only a ladder with a metric besides the likelihood has a column for it."""
     named = [] if ladder["metric"] == LOGLIK_METRIC else [metric_name(ladder["metric"])]
     return (TABLE_COLUMNS[0], *named, *TABLE_COLUMNS[1:])
 
@@ -26,7 +26,7 @@ def table_columns(ladder: Ladder) -> tuple[str, ...]:
 def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
     """A row for each step from the bottom: its value, and its difference from the step below with p and verdict.
 
-    `no-model` and another user's model are rivals of the highest step; their rows show its difference to them.
+    The rows of `no-model` and of another user's model show the difference of the highest step from them.
     """
     from_below: dict[str, Mapping[str, Any]] = {}
     for row in ladder["comparisons"]:
@@ -46,7 +46,7 @@ def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
 
 
 def _difference_cells(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str) -> tuple[str, str, str]:
-    """The cells for difference, p-value and verdict of a step's row; a rival's compare the highest step with it."""
+    """The cells for difference, p-value and verdict; in a rival's row, of the highest step compared with the rival."""
     if (row := from_below.get(step)) is not None:
         return format_interval(row, signed=True), p_text(row), row["verdict"]
     row = {"another's": ladder["control"], "no-model": ladder["no_model"]}.get(step)
@@ -110,14 +110,15 @@ def no_model_warning(ladder: Ladder) -> list[str]:
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """How often the own model gives the gold a higher likelihood than every other user's: by personal step, and for
-    naive Bayes.
-    """
+    """A sentence for each personal step and for naive Bayes: how often the own model gives the gold most likelihood."""
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 
 def whose_text(one: Mapping[str, Any], unit: str = "users") -> str:
-    """`adapted: own model first in 27 of 40 (chance 4), share .675 [.5, .8]; 9 of 10 users, p .021`."""
+    """`adapted: own model first in 27 of 40 (chance 4), share .675 [.5, .8]; ahead of the mean of the others for ...`.
+
+    `unit` is the key of `UNIT_WORDS` for what is counted.
+    """
     style = one["step"] == "naive-bayes"
     who = "naive Bayes on characters, no model: own texts" if style else f"{one['step']}: own model"
     interval = f"{format_number(one['share'])} [{format_number(one['low'])}, {format_number(one['high'])}]"

@@ -20,6 +20,6 @@ def metric_name(metric: str) -> str:
 
 
 def metric_title(metric: str) -> str:
-    """The metric's name, with its unit and a note if lower is better."""
+    """The metric's display name, followed by `(lower is better)` or `(nats)` where it applies."""
     note = "lower is better" if metric in LOWER_IS_BETTER else "nats" if metric == LOGLIK_METRIC else ""
     return metric_name(metric) + (f" ({note})" if note else "")

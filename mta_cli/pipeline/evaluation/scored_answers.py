@@ -1,4 +1,4 @@
-"""Scores the stored answers of a method, without a model: calibration, decisions and sums by user."""
+"""Scores a method's stored answers without loading a model: calibration, choice of labels, and sums by user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FoldSettings = Sequence[Mapping[str, Any]]
 class ScoredMethod:
     """A method's answers to the queries of all test users, and the temperatures applied to them.
 
-    `temperatures` are by fold: one for each calibration part of its users, or one for all.
+    `temperatures` are [folds, calibration parts]; None without calibration.
     """
 
     user_sums: UserSums
@@ -35,7 +35,7 @@ class ScoredMethod:
 
 
 def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> ScoredMethod:
-    """Score a method's answers in a finished evaluation, with the temperatures in its document."""
+    """Score a method's answers in a finished evaluation, with the temperatures in the evaluation's document."""
     settings = evaluation.result["settings"][method]
     members = reg.evaluations.fold_members(evaluation.id)
     folds = [
@@ -44,14 +44,14 @@ def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: st
     ]
     by_fold = settings if isinstance(settings, list) else [settings for _ in folds]
     tested, _ = load_answers(reg, evaluation.id, method, by_fold, folds)
-    warm = evaluation.result["calibration"][method]
-    return score_answers(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
+    found = evaluation.result["calibration"][method]  # for each fold a list of temperatures, or a single one
+    return score_answers(task, method, tested, found and [own if isinstance(own, list) else [own] for own in found])
 
 
 def load_answers(
     reg: Registry, evaluation: int, method: str, settings: FoldSettings, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
-    """Load a method's answers by fold: those of the test users in `folds`, and those of all users."""
+    """Load a method's answers by fold: first of the test users in `folds`, then of all users."""
     load = reg.evaluations.predictions.load_predictions
     found = [load(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(settings)]
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
@@ -89,9 +89,9 @@ def score_answers(
 def _calibrated_answer(
     task: Task, prediction: Prediction, temperature: float, *, is_final: bool
 ) -> tuple[str, float | None]:
-    """The answer (the stored one if `is_final`, else decided by the calibrated labels) and the gold's log-likelihood.
+    """The answer and the gold's log-likelihood (nats), over the labels or per token of a text.
 
-    The log-likelihood (nats) is over labels, or per token of a text.
+    A label is decided anew from the calibrated scores, unless the stored answer `is_final`.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik, log_probabilities
     from mta_cli.engine.memory.label_prior import decide_label

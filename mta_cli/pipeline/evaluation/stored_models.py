@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_ANSWERS_PER_BATCH = 128
-MIN_USERS_OF_SHARED_EXAMPLE = 3  # the users who must have been asked a question for it to be a shared example
+MIN_USERS_OF_SHARED_EXAMPLE = 3  # a question that at least this many users were asked can be a shared example
 EXAMPLE_RULES = {
     "users": "a question of the users with the largest, the median and the smallest gain",
     "questions": "the questions with the largest, the median and the smallest gain",
@@ -56,7 +56,7 @@ EXAMPLE_RULES = {
 
 @dataclass(frozen=True)
 class _StepQuery:
-    """A query at a step of the ladder: the user `owner` whose weights answer, and their LoRAs."""
+    """A query to answer at a step of the ladder, with the LoRAs of the user `owner`."""
 
     query: Query
     step: Step
@@ -68,10 +68,12 @@ class _StepQuery:
 def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -> Iterator[Event]:
     """Answer every held-out query of `users`, who must have stacks, at each step of the ladder; store the predictions.
 
-    The models are those of the request's task and base, with its prompts and label memory. In a task with labels
-    or scores every query is answered; in one of texts only the likelihood of the gold answer is measured, and answers
-    are generated for `examples` alone. `JobResult.result` has the keys of the result of `mta eval run` but for design
-    and settings, and `ladder` and `examples` [{user, question, gold, answers: {step: text}}].
+    The request's task and base choose the models, and its options the prompts and the label memory. In a task with
+    labels every query is answered. In a task of texts only the likelihood of the gold answer is measured, and only the
+    answers of `examples` are generated. `JobResult.result` has the keys of the result of `mta eval run` except design
+    and settings; also `ladder` and `examples` [{user, question, gold, answers: {step: text}}].
+
+    Raises BadInput if no user has held-out queries that can be scored.
     """
     from mta_cli.engine.evaluation.ladder import MIN_UNITS, ladder_steps
     from mta_cli.engine.model.load import number_format
@@ -135,7 +137,7 @@ def load_evaluation_document(reg: Registry, number: int) -> dict[str, Any]:
 def _describe_examples(
     reg: Registry, task: str, result: Mapping[str, Any], answers: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """The example questions with each step's answers, which are not stored: documents contain no names and texts."""
+    """The example questions with each step's answers. The stored document lacks them: it has no names and no texts."""
     from mta_cli.engine.evaluation.ladder import STEP_NAMES
 
     queries = {one.id: one for user in {one.user_id for one in answers} for one in reg.items.queries(user, task)}
@@ -184,11 +186,14 @@ class _StepAnswers:
 
     @property
     def answer_count(self) -> int:
-        """The number of answers of all steps."""
+        """The number of answers that `answer_all` computes."""
         return len(self._steps) * sum(len(self._queries[user.id]) for user in self._users)
 
     def answer_all(self) -> Iterator[Event]:
-        """Answer every query at every step that has a model, then score the golds under other users' models."""
+        """Answer every query at every step that has a model, then score the golds under other users' models.
+
+        The answers are in `answers` afterwards, in the order of the steps.
+        """
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
                 self._merger.set_adapter(self._bench.task_adapter if below else None)
@@ -207,7 +212,7 @@ class _StepAnswers:
         self.answers.sort(key=lambda answer: order.index(answer.method))
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
-        """Batches of every user's queries at each of `steps`, limited in answers and in LoRA parameters."""
+        """Every user's queries at each of `steps`, in batches of limited numbers of answers and of LoRA parameters."""
         portion: list[_StepQuery] = []
         numbers = 0
         for user in self._users:
@@ -287,7 +292,7 @@ class _StepAnswers:
     def answers_without_model(self) -> list[Prediction]:
         """Answers to the same queries by each user's most frequent label, median score or nearest own text.
 
-        The likelihood of a label comes from the user's own label rates. Texts have no likelihood; naive Bayes measures
+        A label's likelihood is computed from the user's own label rates. Texts have no likelihood; naive Bayes measures
         their authorship.
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
@@ -336,11 +341,11 @@ class _StepAnswers:
 def choose_examples(
     answers: Sequence[Prediction], ladder: Mapping[str, Any], questions: Mapping[int, str]
 ) -> tuple[str, list[int]]:
-    """Choose example queries: the key of the rule that was used (see `EXAMPLE_RULES`), and the queries.
+    """Choose up to three example queries; returns the key of the rule in `EXAMPLE_RULES`, and the queries' ids.
 
-    A query's gain is its answer's log-likelihood at the highest step less that under the common model. If enough users
-    were asked the same question, the rule is `shared`, because then answers differ only by user. Else each user's
-    query with the largest absolute gain is taken. `questions` are the queries' texts.
+    A query's gain is the gold's log-likelihood at the highest step minus that under the common model. If enough users
+    were asked the same question, the rule is `shared`, because then answers differ only by user. Otherwise each user's
+    query with the largest absolute gain is taken. `questions` are the queries' texts by id.
     """
     from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 
@@ -348,7 +353,7 @@ def choose_examples(
     top = steps[-1]
     below = next((name for name in (COMMON_MEMORY, COMMON) if name in steps and name != top), steps[0])
     logliks = {(one.method, one.query_id): one.gold_loglik or 0.0 for one in answers}
-    gains: dict[int, dict[int, float]] = {}  # the gain of each query, by user or by query
+    gains: dict[int, dict[int, float]] = {}  # each query's gain, by the unit (user or query) and the query's id
     for one in answers:
         if one.method == top:
             key = one.user_id if ladder["unit"] == "users" else one.query_id

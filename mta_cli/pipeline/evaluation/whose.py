@@ -47,8 +47,8 @@ def pack_gold_logliks_under_models(
 ) -> dict[int, bytes]:
     """By query id, the gold's packed log-likelihoods under its user's model and the models of `others[user]`.
 
-    All get the same prompt and the label prior of the query's user. `load_loras` returns a user's LoRAs, which are
-    added to the base with its merged weights.
+    All models get the same prompt and the label prior of the query's user. `load_loras` returns a user's LoRAs, which
+    are added to the base, whose merged weights stay.
     """
     owners = sorted({*others, *(other for found in others.values() for other in found)})
     asked_of = {
@@ -67,7 +67,7 @@ def pack_gold_logliks_under_models(
 def pack_naive_bayes_logliks(
     queries: Sequence[Query], others: Mapping[int, Sequence[int]], written: Mapping[int, Sequence[str]]
 ) -> dict[int, bytes]:
-    """As `pack_gold_logliks_under_models`, by naive Bayes on the characters of each user's `written` texts."""
+    """`pack_gold_logliks_under_models` with naive Bayes on the characters of each user's `written` texts as models."""
     from mta_cli.engine.evaluation.naive_bayes import attribute_texts
 
     rows = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in queries])
@@ -80,7 +80,10 @@ def pack_naive_bayes_logliks(
 
 
 def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums | None:
-    """Sums over the answers scored under other users' models, by user or by question (`unit`); None without any."""
+    """Authorship sums by user or by question (`unit`), over the answers with likelihoods under other users' models.
+
+    None if no answer has them.
+    """
     from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
 
     known = [one for one in answers if one.whose is not None]
@@ -89,7 +92,7 @@ def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums 
 
 
 def batches_by_size(models: Iterable[tuple[int, Loras]]) -> Iterator[list[tuple[int, Loras]]]:
-    """Batches of users with their LoRAs, up to `MAX_LORA_PARAMS_PER_BATCH` parameters."""
+    """Batches of (user, LoRAs), each of at most `MAX_LORA_PARAMS_PER_BATCH` parameters or of a single user."""
     batch: list[tuple[int, Loras]] = []
     size = 0
     for owner, loras in models:

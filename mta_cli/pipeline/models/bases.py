@@ -46,7 +46,7 @@ class HubBase:
 
     @property
     def hub_name(self) -> str:
-        """The name of the pulled model."""
+        """The name under which the pulled model is installed."""
         return f"hf:{self.repository}"
 
     @property
@@ -70,7 +70,7 @@ class HubBase:
 
     @property
     def download_bytes(self) -> int:
-        """The bytes of its weight files, all of which are bfloat16; the tokenizer is some 10 MB more."""
+        """The bytes of its weight files, which are all bfloat16. The tokenizer's files, some 10 MB, are not counted."""
         stored = self.parameters + (self.vocabulary * self.width if self.stores_tied_head else 0)
         return NUMBER_BYTES * stored
 
@@ -137,11 +137,11 @@ def installed_name(name: str) -> str:
 
 
 def weights_origin(fingerprint: str) -> str | None:
-    """A text on how an embedded base's weights differ from its hub repository's; None for any other model."""
+    """A text that says how an embedded base's weights differ from the hub's; None for any other model."""
     if (package := _package_of_base(fingerprint)) is None:
         return None
     repository = HUB_BASES[package.name].repository
-    return f"the 4-bit file {package.gguf} turned back into bfloat16, not the weights of {repository} on the hub"
+    return f"the 4-bit file {package.gguf} converted to bfloat16, not the weights of {repository} on the hub"
 
 
 def packaged_repository(fingerprint: str) -> str | None:
@@ -165,7 +165,7 @@ def hub_name(name: str) -> str | None:
 
 
 def near_names(name: str, known: Collection[str]) -> list[str]:
-    """At most five of the `known` names that begin with `name`, or else are most similar to it.
+    """At most five of the `known` names that begin with `name`; without any, at most three similar names.
 
     Case and punctuation are ignored.
     """

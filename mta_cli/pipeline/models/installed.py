@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
-    """The model with this name or path, ready to load. Raises BadInput if it is not of this `kind`.
+    """The installed model with this name or path. Raises BadInput if it is not of this `kind`.
 
-    Raises NotFound with the command that pulls it, or IntegrityFault when files are missing.
+    Raises NotFound, with the command that pulls it, if it is not installed, and IntegrityFault if files are missing.
     """
     entry = _find(name_or_path)
     if kind is not None and entry.kind != kind:
@@ -51,7 +51,10 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def resolve_setting(setting: str, name_or_path: str) -> ModelEntry:
-    """The model that the setting `models.base` or `models.embedder` names. Errors are `resolve_model`'s."""
+    """The model that the setting `models.base` or `models.embedder` names.
+
+    Raises the errors of `resolve_model`, with the setting's name added to the message.
+    """
     try:
         return resolve_model(name_or_path, setting.partition(".")[2])
     except (NotFound, BadInput) as error:
@@ -69,12 +72,12 @@ def check_model_setting(setting: str, name_or_path: str) -> None:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name; for a damaged one, `detail["fault"]` has the reason."""
+    """Every model in the models directory; if one is damaged, its `detail["fault"]` has the reason."""
     return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
 def model_names() -> list[str]:
-    """Names for completion: installed models and those that can be pulled."""
+    """The sorted names of installed models, embedded models and bases of the catalog."""
     here = [str(manifest["name"]) for _, manifest in _read_manifests()]
     return sorted({*here, *PACKAGES, *HUB_BASES})
 
@@ -104,7 +107,10 @@ def available_bases() -> list[dict[str, Any]]:
 
 
 def removal_preview(name: str) -> dict[str, Any]:
-    """The effect of `uninstall_model`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
+    """What `uninstall_model` would remove: `{name, bytes, folder}`. Raises NotFound for an unknown model.
+
+    `folder` is the registered folder, which stays; None for a pulled model.
+    """
     full = installed_name(name)
     place = model_dir(full)
     try:
@@ -119,9 +125,7 @@ def removal_preview(name: str) -> dict[str, Any]:
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
-    """Removes a model and returns its `removal_preview`. For a registered folder only the name is removed, never a
-    file.
-    """
+    """Removes a model and returns its `removal_preview`. Of a registered folder only the name is removed."""
     gone = removal_preview(name)
     place = model_dir(gone["name"])
     try:
@@ -135,7 +139,7 @@ def uninstall_model(name: str) -> dict[str, Any]:
                 shutil.rmtree(path)
             elif path.name != MANIFEST:
                 path.unlink()
-        # The manifest goes last, so that a model after a killed removal can be removed or pulled again.
+        # The manifest goes last: after a killed removal, the rest can still be removed or pulled again.
         shutil.rmtree(place.resolve())
         if place.is_symlink():  # the folder was moved and left a link
             place.unlink()
@@ -145,18 +149,18 @@ def uninstall_model(name: str) -> dict[str, Any]:
 
 
 def verify_model(name_or_path: str) -> list[str]:
-    """`model_faults` of the model with this name or path. Raises NotFound."""
+    """The `model_faults` of the model with this name or path. Raises NotFound if it is not installed."""
     return model_faults(_find(name_or_path))
 
 
 def model_faults(entry: ModelEntry) -> list[str]:
-    """Compare all files of a model with its manifest's digests; returns a text for each difference."""
+    """Compare all files of a model with its manifest's digests; returns a text for each file that differs."""
     changed = changed_files(entry.path, entry.detail["files"])
     return [f"{file}: expected sha256 {expected}, found {found}" for file, expected, found in changed]
 
 
 def record_models(reg: Registry, *entries: ModelEntry) -> None:
-    """Record in the store the models with which its adapters and profiles were made."""
+    """Record in the store the name, kind and origin of models, by fingerprint."""
     for entry in entries:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
         detail = {key: entry.detail[key] for key in kept if key in entry.detail}

@@ -1,4 +1,4 @@
-"""The base of a job in memory, on the machine's device."""
+"""Loads the base of a job on the machine's device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 def load_on_device(
     entry: ModelEntry, machine: MachineOptions, reg: Registry | None = None, use: Use = "train"
 ) -> LoadedBase:
-    """The base on the machine's device. Raises as `load_base`, and UsageError if it needs more than `--max-memory`.
+    """Load a base on the device of `machine`.
 
-    Its files (and with `reg` the registry) are verified meanwhile, unless the machine options disable it: see `verify`.
+    Its files, and with `reg` the registry, are verified meanwhile, unless `machine.verify` is off; see `verify`. Raises
+    the errors of `load_base`, IntegrityFault for a changed file, and UsageError if it needs more than `--max-memory`.
     """
     from mta_cli.pipeline.models.memory import loading_limits
     from mta_cli.pipeline.models.verify import verify_in_background

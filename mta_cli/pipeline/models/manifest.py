@@ -1,7 +1,7 @@
 """The models directory: the folder of each model and the manifest that describes the model.
 
 A pulled model is `<slug>/` with its files and `mta-model.json`; a registered folder is `<slug>/mta-model.json` with the
-folder's path alone. Knows neither the network nor the registry.
+folder's path alone. This module uses neither the network nor the registry.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
 
 
 def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
-    """Writes `mta-model.json` into `place` atomically. Raises BadInput or IntegrityFault on failure."""
+    """Writes `mta-model.json` into `place` atomically. Raises BadInput or IntegrityFault if the disk refuses it."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(place)
@@ -109,7 +109,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
 
 
 def make_manifest(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
-    """The manifest of the model in `path`, after checking and reading all files. Raises as `check_folder`."""
+    """The manifest of the model in `path`. Reads all its files. Raises the errors of `check_folder`."""
     folders.check_folder(path, thorough=True)
     files = [file for file in folders.model_files(path) if file.name != MANIFEST]
     digests = {file.as_posix(): folders.sha256_file(path / file) for file in files}
@@ -130,7 +130,7 @@ def make_manifest(path: Path, *, name: str, source: str, revision: str = "", lic
 def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> dict[str, Any]:
     """The manifest of a user's own folder, cached until a file's size or time changes.
 
-    Raises IntegrityFault for a folder whose content has changed since, unless `accept_changes`.
+    Raises IntegrityFault if the content of a cached file has changed, unless `accept_changes`.
     """
     path = path.expanduser().resolve()
     folders.require_folder(path)
@@ -142,14 +142,14 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
         known = dict(cached["manifest"])
         if cached["signature"] == signature:
             return {**known, "name": name}
-    # new files are allowed
+    # only known files are compared, so new files are allowed
     for file, before, now in changed_files(path, known["files"] if known is not None and not accept_changes else {}):
         raise IntegrityFault(
             f"{path / file} has changed since the folder was registered: sha256 {before} then, {now} now",
             hint=("restore the file, or register the folder as it is now: ", Command("model pull", str(path))),
         )
     manifest = make_manifest(path, name=name, source=f"folder:{path}")
-    with suppress(OSError, MtaError):  # without this cache it is only slower
+    with suppress(OSError, MtaError):  # without the cache, the next call reads all files again
         cache.parent.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(cache.parent)
         atomic_write(cache, json.dumps({"signature": signature, "manifest": manifest}).encode())
@@ -157,7 +157,7 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
 
 
 def changed_files(folder: Path, digests: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Each of these files whose content differs: its name, the expected SHA-256, and the present one or `no file`."""
+    """Each file whose SHA-256 is not that in `digests`: its name, the expected digest, and its own or `no file`."""
     for file, expected in digests.items():
         found = folders.sha256_file(folder / file) if (folder / file).is_file() else "no file"
         if found != expected:
@@ -165,14 +165,14 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> Iterator[tuple[st
 
 
 def entry_from_manifest(path: Path, manifest: dict[str, Any]) -> ModelEntry:
-    """The entry for a manifest, with the folder that holds the files."""
+    """The entry for a manifest, whose files are in the folder `path`."""
     known = {"name", "kind", "fingerprint"}
     detail = {key: value for key, value in manifest.items() if key not in known}
     return ModelEntry(manifest["name"], manifest["kind"], path, manifest["fingerprint"], detail)
 
 
 def check_model_name(name: str) -> str:
-    """`name` if it is valid for a folder. Raises BadInput otherwise."""
+    """Returns `name` if a local folder can be registered under it. Raises BadInput otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise BadInput(
             f"{name[:120]!r} cannot be a model's name",

@@ -24,9 +24,9 @@ ROW_TOKENS = 128  # assumed tokens of a training example if there are no data
 ANSWER_SHARE = 1 / 8  # assumed share of answer tokens, which have logits
 CONTEXT_TOKENS = 4096  # tokens of a served conversation
 HELD_LOGITS = 1 << 23  # the logits in memory at once in a pass: `CPU_MAX_LOGITS` of the engine
-# copies of bfloat16 weights on a CPU: file and fused; for answers also two packed ones
+# copies of bfloat16 weights on a CPU: the file's and the fused layers'; for answers also two packed copies
 FAST_COPIES = {"train": 2, "answer": 4}
-# bytes per weight: 4 bits, and each block's 8-bit scale, which is scaled itself
+# bytes per weight: 4 bits, an 8-bit scale for 64 weights, and a float32 scale for 256 of these scales
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 FACTOR_BYTES = 4 * 4  # a trained number in float32: value, gradient and two moments
 FROZEN_BYTES = 4  # a number of a frozen LoRA, in float32
@@ -34,8 +34,9 @@ FROZEN_BYTES = 4  # a number of a frozen LoRA, in float32
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that determine a base's memory. `fast`: the fast decoder supports it. Layers without attention have no
-    heads.
+    """The sizes that determine a base's memory. Layers without attention have no heads.
+
+    `fast` says whether the fast decoder supports the base.
     """
 
     layers: int
@@ -56,15 +57,13 @@ class Shape:
 
     @property
     def factor_widths(self) -> int:
-        """The sum of inputs and outputs of one layer's linear modules, which is a LoRA's number of parameters per
-        rank.
-        """
+        """The summed input and output widths of one layer's linear modules: a layer's LoRA parameters per rank."""
         attention = 4 * self.width + self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * (self.width + self.inner)
 
 
 def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
-    """The shape of an installed base, from its configuration. Raises BadInput if that cannot be read."""
+    """The shape of an installed base, from its configuration. Raises BadInput if the file cannot be read."""
     from transformers import AutoConfig
 
     from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
@@ -89,10 +88,8 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
 
 
 def _largest(config: Any, name: str) -> int:
-    """A setting of all layers, or the largest value of any layer; 0 if missing, such as heads in Mamba, RWKV and
-    xLSTM.
-    """
-    layers = getattr(config, "per_layer_config", None)  # Gemma 4 has no single head size for all layers
+    """The largest value of a setting in any layer; 0 if missing: Mamba, RWKV and xLSTM have no heads."""
+    layers = getattr(config, "per_layer_config", None)  # Gemma 4 has different head sizes in different layers
     found = [getattr(layer, name, None) or 0 for layer in layers or (config,)]
     return max(int(max(one) if isinstance(one, list | tuple) else one) for one in found)
 
@@ -100,7 +97,7 @@ def _largest(config: Any, name: str) -> int:
 def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
     """The bytes of the weights in the number format `precision`, including all copies for a use.
 
-    In training, the original weights are kept beside the ones with the merged task adapter, unless they are packed.
+    Training keeps the projections twice, without and with the merged task adapter, unless they are nf4.
     """
     number = number_bytes(precision)
     if precision.startswith("nf4"):
@@ -138,19 +135,19 @@ def number_bytes(precision: str) -> int:
 
 
 def training_bytes(shape: Shape, precision: str) -> int:
-    """The most memory of a training without its data: one pass of `PASS_TOKENS` in all layers."""
+    """The most memory of a training without its data, in bytes: one pass of `PASS_TOKENS` in all layers."""
     passes = training_pass_bytes(shape, precision, PASS_TOKENS, ROW_TOKENS, shape.layers)
     return PROGRAM_BYTES + weight_bytes(shape, precision, "train") + passes
 
 
 def answering_bytes(shape: Shape, precision: str) -> int:
-    """The most memory of a server with one conversation of `CONTEXT_TOKENS`."""
+    """The most memory of a server with one conversation of `CONTEXT_TOKENS`, in bytes."""
     key_values = number_bytes(precision) * 2 * shape.layers * shape.kv_heads * shape.head_dim * CONTEXT_TOKENS
     return PROGRAM_BYTES + weight_bytes(shape, precision, "answer") + key_values
 
 
 def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:
-    """The limits for a base to be loaded. Raises UsageError if it does not fit into `--max-memory`."""
+    """The memory limits with which to load a base. Raises UsageError if it does not fit into `--max-memory`."""
     from mta_cli.engine.model.load import MemoryLimits, family_without_decoder, number_format
 
     most = machine.memory_limit
@@ -162,8 +159,9 @@ def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> Memo
 
 
 def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLimits:
-    """Limits within `most` bytes. Of what program and weights leave, half is for passes through the model, a quarter
-    for kept states (KV caches), and a quarter for adapters that are trained together.
+    """Limits within `most` bytes. Program and weights are subtracted, and the rest is divided.
+
+    Half is for passes through the model, a quarter for KV caches, and a quarter for adapters that are trained together.
     """
     from mta_cli.engine.model.load import MemoryLimits
 
@@ -178,9 +176,7 @@ def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLi
 
 
 def least_bytes(shape: Shape, precision: str, use: Use) -> int:
-    """The minimum memory of a use. A training needs one row of `ROW_TOKENS` per pass, and as much for everything
-    else.
-    """
+    """The minimum memory of a use, in bytes. A training needs a pass of one row, and as much again for the rest."""
     if use == "answer":
         return answering_bytes(shape, precision)
     passes = training_pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)

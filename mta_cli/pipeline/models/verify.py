@@ -1,6 +1,6 @@
 """Verifies a model's files and the registry in the background while libraries load.
 
-Each is verified once per process. Adapters are verified whenever they are read.
+Each model and registry is verified once per process. Adapters are verified whenever they are read.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_VERIFIED_REGISTRY_BYTES = 100 * 10**6
-"""The largest registry.db that is verified completely before the first answer (about two seconds)."""
+"""The largest registry.db that is verified before the first answer, which takes about two seconds."""
 
-_verified_keys: set[tuple[str, str]] = set()  # verified by this process: paths, and fingerprints of models
+_verified_keys: set[tuple[str, str]] = set()  # verified by this process: (path, a model's fingerprint or `registry`)
 
 
 @contextmanager
 def verify_in_background(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
-    """While the block runs, read the given files in full; afterwards raise IntegrityFault for any that changed.
+    """While the block runs, read the models' files and the registry; afterwards raise IntegrityFault if one is damaged.
 
-    If the block fails because of such a change, the IntegrityFault replaces its error.
+    If the block itself fails and one is damaged, the IntegrityFault replaces the block's error.
     """
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for model in models:

@@ -173,7 +173,7 @@ def test_a_short_name_is_the_model_of_the_hub_that_it_stands_for(hub: Hub) -> No
 
 def test_a_plan_names_the_publisher(hub: Hub) -> None:
     plan = {line["name"]: line["value"] for line in pull(hub, NAME, "--dry-run", "--json").json()["plan"]}
-    assert plan["publisher"] == f"org; {TRUST}" and "nothing in a model is executed" in TRUST
+    assert plan["publisher"] == f"org; {TRUST}" and "no code of a model is executed" in TRUST
 
 
 def test_pulling_again_says_that_the_hub_has_another_commit(hub: Hub) -> None:

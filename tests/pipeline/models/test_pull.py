@@ -393,7 +393,7 @@ def test_which_files_of_a_repository_are_taken() -> None:
     "name", ["hf:name", "hf:", "hf:org/name/x", "hf:../x", "hf:org/..", "hf:org/name@", "hf:org/na me"]
 )
 def test_names_that_no_hub_has(models_root: Path, name: str) -> None:
-    with pytest.raises(BadInput, match="not a hub name"):
+    with pytest.raises(BadInput, match="not the name of a model on the hub"):
         list(pull_model(name))
 
 
