@@ -1,6 +1,6 @@
-"""A bank's stored anchors: which of them may be used, and the findings of their screening.
+"""A bank's stored anchors: which anchors may be used, and the findings of their screening.
 
-The screening itself is `bank.screening`. Its findings are in the bank's config, by anchor id.
+`bank.screening` screens the anchors and stores its findings in the bank's config, by anchor id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCREENING_KEY = "gates"  # the key of the findings in a bank's config
 UNSCREENED_KEY = "unscreened"  # the key of the ids of anchors that an unfinished refresh has not screened
-REFUSING_GATES = ("norm", "probe")
+REFUSING_GATES = ("norm", "probe")  # an anchor with a finding of these checks is refused
 FINDING_TEXTS = {
     "norm": "the weights of one module are {value:.1f} times the anchors' median; at most {bound:.1f} is allowed",
     "probe": "it changes the answers to neutral prompts by {value:.2f} nats; at most {bound:.2f} is allowed",
@@ -25,7 +25,7 @@ FINDING_TEXTS = {
 
 
 class StoredAnchors(Sequence["LoraWeights"]):
-    """The weights of `anchors` by their index in that list. Each file is read and verified when it is first used."""
+    """The weights of `anchors`, by index in this list. Each file is read and verified when it is first used."""
 
     def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
         self._reg, self._base = reg, bank.base
@@ -42,7 +42,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
-    """The anchors that new recipes may use: anchors that are not stale, have been screened, and were not refused."""
+    """The anchors that new recipes may use: not stale, screened, and not refused."""
     unscreened = unscreened_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in unrefused_anchors(reg, bank) if anchor.id not in unscreened]
 
@@ -74,14 +74,14 @@ def unscreened_anchor_ids(bank: Bank) -> set[int]:
 
 
 def similarity_floors(bank: Bank) -> dict[int, float]:
-    """By anchor id, the least cosine similarity to users who may use an anchor that is near too many users."""
+    """For each anchor that is near too many users, by anchor id: the cosine similarity that a user needs to use it."""
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
 def screening_config_for_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
     """The screening entries of the bank's config, reduced to the anchors with the ids `anchors`.
 
-    Records of removed anchors are dropped, because ids may be used again. Users who were refused are kept by user id.
+    Other anchors' findings are left out, because their ids may be used again. Refused users are kept by user id.
     """
     refused = sorted(refused_user_ids(reg, bank))
     kept: dict[str, Any] = {REFUSED_USERS_KEY: refused} if refused else {}

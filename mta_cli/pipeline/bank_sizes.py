@@ -1,4 +1,4 @@
-"""Chooses from the data the number of anchors and the minimum items of an anchor, if the request leaves them open."""
+"""Chooses the number of anchors and the minimum items of an anchor from the data, if the options leave them open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BY_THE_DATA = "by the data"
 
 @dataclass(frozen=True)
 class BankSizes:
-    """Options with both numbers filled in, and a plan line for each that was chosen from the data."""
+    """Options with both numbers filled in, and a plan line for each number that was chosen from the data."""
 
     options: BankOptions
     plan_lines: tuple[PlanLine, ...]
@@ -28,7 +28,7 @@ class BankSizes:
 def choose_bank_sizes(
     reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
 ) -> BankSizes:
-    """Choose a bank's sizes from the item counts of the consenting users among `user_ids` (None: all users)."""
+    """Choose a bank's sizes from the item counts of users who may be anchors, among `user_ids` (None: all users)."""
     if None not in (options.anchors, options.min_items):
         return BankSizes(options, ())
     held = [
@@ -40,7 +40,7 @@ def choose_bank_sizes(
 
 
 def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
-    """Choose the sizes from the users' numbers of items `held`. Values given in `options` are kept."""
+    """Choose the sizes from `held`, each user's number of items. Values given in `options` are kept."""
     lines = []
     if options.min_items is None:
         # the usual minimum; if too few users reach it, the number of items that half of the users have

@@ -1,6 +1,6 @@
-"""The bases of a store's banks: the base that a command uses, and the names that users see.
+"""The bases of a store's banks: which base a command uses, and how messages name it. Loads no base.
 
-The store identifies a base by its fingerprint; users see its name. Loads no base.
+The store identifies a base by its fingerprint; users see its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHOWN_DIGITS = 19  # digits of a fingerprint that are shown if the name is unkno
 
 
 def base_name(reg: Registry, fingerprint: str) -> str:
-    """The recorded name of a base; the beginning of its fingerprint if there is none."""
+    """The recorded name of a base; the beginning of its fingerprint if no name is recorded."""
     try:
         return reg.models.get(fingerprint).name
     except NotFound:
@@ -25,9 +25,7 @@ def base_name(reg: Registry, fingerprint: str) -> str:
 
 
 def base_names(reg: Registry, task: str | None = None, user: User | None = None) -> list[str]:
-    """The names of the bases of ready banks, newest bank first; with a user, only of banks on which the user has a
-    model.
-    """
+    """The names of the bases of ready banks, newest bank first; with a user, only bases on which they have a model."""
     found = reg.banks.bases(task) if user is None else reg.banks.bases_of_user(user.id, task)
     return [base_name(reg, fingerprint) for fingerprint in found]
 
@@ -43,22 +41,22 @@ def on_base(reg: Registry, fingerprint: str) -> str:
 
 
 def base_name_if_several(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
-    """The name for a command's `--base`; None if all banks of the store are on this base, so that none is needed."""
+    """The name for a command's `--base`; None if all banks of the store are on this base, so the flag is not needed."""
     if set(reg.banks.bases(ready=False)) <= {fingerprint}:
         return None
     return name or base_name(reg, fingerprint)
 
 
 def base_flags(names: list[str]) -> tuple[Words, ...]:
-    """A flag for each base, to choose from in a message: `--base a, or --base b`."""
+    """The words of a message that offer each base: `--base a, or --base b`."""
     return tuple(part for name in names for part in (", or ", Flag("base", name)))[1:]
 
 
 def choose_base(reg: Registry, default: str, task: str | None = None, user: User | None = None) -> str:
-    """The name of the base for a command that names none. `default` if the user has a model on it (without a user: the
+    """The name of the base for a command without `--base`: `default`, or the only base with a model or bank.
 
-    task has a bank on it), or if there is no model or bank; otherwise the only base that has one.
-    Raises UsageError if several other bases have one.
+    Candidates are the bases on which `user` has a model; without a user or a model, the bases with a bank of `task`.
+    `default` is returned if it is a candidate or if there are none. Raises UsageError for several other candidates.
     """
     from mta_cli.pipeline.models.installed import resolve_model
 
@@ -68,15 +66,15 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
     try:
         if resolve_model(default, "base").fingerprint in known:
             return default
-    except MtaError:  # the model is not on this machine, which matters only if it is needed
+    except MtaError:  # `default` is not on this machine, so it is not a candidate
         pass
     names = [base_name(reg, fingerprint) for fingerprint in known]
     if len(names) == 1:
         return names[0]
     listed = ", ".join(names)
     raise UsageError(
-        f"No base was chosen, and the store has banks for several: {listed}."
+        f"No base was chosen, and the store has banks on several: {listed}."
         if user is None
-        else f"No base was chosen, and {user.name} has models for several: {listed}.",
+        else f"No base was chosen, and {user.name} has models on several: {listed}.",
         hint=("choose one with ", *base_flags(names), "; to keep the choice, set models.base in mta.toml"),
     )

@@ -1,4 +1,4 @@
-"""The job behind `mta demo`: runs every stage on the included sample, with the jobs of the other commands.
+"""The job behind `mta demo`: runs every stage on the included sample by the jobs of the other commands.
 
 There are two tasks: `voice`, a writing task, in which a reader can see the difference, and `taste`, a labelling task.
 Both are measured on held-out queries at each step of the ladder. Finished stages are kept, so a stopped demo can be
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
-SAMPLE_USERS = ("bryn", "fleur", "piran")  # a store with any of these users is taken for a demo's
+SAMPLE_USERS = ("bryn", "fleur", "piran")  # a store with one of these users counts as a demo's
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One task of the demo with its options. Every new user gets a recipe and a stack."""
+    """One task of the demo with its options."""
 
     task: str
     bank: BankOptions
@@ -47,7 +47,7 @@ class DemoTask:
 
 
 def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
-    """The two tasks, sized for less than three minutes on two cores; with `full` for about seven."""
+    """The two tasks, sized for less than three minutes on two cores; with `full`, about seven minutes."""
     # Short histories give few steps, so batches are small and the anchors' learning rate is higher.
     bank = BankOptions(
         anchors=6,
@@ -110,14 +110,12 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
 
 
 def demo_history_items(full: bool) -> int:
-    """The number of history items in the demo's prompts.
-    It is stored as a setting, because the demo's models answer worse with another number.
-    """
+    """The number of history items in the demo's prompts. The demo's models answer worse with another number."""
     return max(course.prompt.history_items for course in demo_tasks(full))
 
 
 def require_demo_store(root: Path) -> None:
-    """Raise BadInput if the store at `root` has other users, because the demo's banks would use their histories."""
+    """Raise BadInput if the store at `root` has only other users: the demo's banks would use their histories."""
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
@@ -130,7 +128,7 @@ def require_demo_store(root: Path) -> None:
 
 
 def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
-    """Pull the base and the embedder if they are not on this machine."""
+    """The base and the embedder; each is pulled if it is not on this machine. NotFound if it cannot be pulled."""
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
@@ -177,7 +175,7 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
     users = [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
     yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(users)} new users")
     request = adapt_request(reg, options, [user.name for user in users], course.task)
-    # adapting makes the recipes that are missing
+    # adapting also makes missing recipes; `fuse_users` then only reports them
     adapted = yield from forward_events(adapt_users(reg, request))
     recipes = yield from forward_events(fuse_users(reg, users, request.fuse))
     yield Note(f"{course.task}, 4 of 4: every held-out query of these users, at each step of the ladder")
@@ -196,8 +194,9 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
 
 
 def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank; returns its JSON document. Screening findings are shown without the advice to inspect users,
-    because the sample is harmless.
+    """Build the bank; returns its JSON document.
+
+    Screening findings are shown without the advice to inspect users, because the sample is harmless.
     """
     from mta_cli.pipeline.anchors import format_finding
     from mta_cli.pipeline.bank.build import build_bank

@@ -1,4 +1,4 @@
-"""A summary of a store: the latest jobs, the users with the largest gains, and the next stage.
+"""A summary of a store: its latest jobs, the users with the largest gains, and what it lacks next.
 
 `load_overview` stays fast in a store of a million users; `load_gains` reads all answers of one evaluation.
 """
@@ -49,10 +49,9 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Overview:
-    """`banks` are the ready banks. `modelled` is the number of users with a recipe, `example` the name of one, from
-    `preferred_example` if possible.
+    """The summary of a store. Numbers are counts; `banks` counts ready banks, `modelled` users with a recipe.
 
-    `verdict` is the verdict of the newest job if that was `mta quick`.
+    `example` is the name of a user with a recipe. `verdict` is that of the newest job if this job is `mta quick`.
     """
 
     stage: Stage
@@ -68,7 +67,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class UserGain:
-    """A user's value under the common and under the own model; `gain` is positive if the own model is better."""
+    """A user's value under the common and under their own model; `gain` is positive if their own is better."""
 
     user: str
     before: float
@@ -80,7 +79,8 @@ class UserGain:
 class Gains:
     """The users with the largest and smallest gains, among `measured` users; no user is on both lists.
 
-    `source` names the evaluation or the bank, `metric` the quantity in `before` and `after`.
+    `worse` counts the users whose own model is worse than the common one. `source` names the evaluation or the bank,
+    `metric` the quantity in `before` and `after`.
     """
 
     source: str
@@ -101,7 +101,8 @@ def load_overview(
 ) -> Overview:
     """The overview of a store, with at most `jobs` jobs and `chats` conversations.
 
-    `known_jobs` are sets of runs that belong to one job, if the caller knows them.
+    Each entry of `known_jobs` lists the runs of one job, if the caller knows them. `example` is `preferred_example` if
+    this user has a recipe.
     """
     banks = [bank for bank in reg.banks.all() if bank.status == "ready"]
     users, modelled = reg.user_table.count_users_matching(), reg.recipes.count_users()
@@ -123,9 +124,9 @@ def load_overview(
 
 
 def load_gains(reg: Registry, limit: int) -> Gains | None:
-    """The users' gains, at most `limit` on each list, from the newest finished evaluation that has them.
+    """The users' gains, at most `limit` on each list, from the newest finished evaluation with gains.
 
-    Without one, from the held-out losses of the newest bank that has any; None if nothing was measured.
+    Without such an evaluation they come from the held-out losses of the newest bank with losses, else it is None.
     """
     for one in reg.evaluations.all():
         if is_finished(one) and (found := _gains_of_evaluation(reg, one, limit)) is not None:
@@ -142,10 +143,7 @@ def is_finished(evaluation: Evaluation) -> bool:
 
 
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The personal and the common method that the ladder of an evaluation compares.
-
-    None if one is missing.
-    """
+    """The personal and the common method that an evaluation's ladder compares; None if one is missing."""
     ladder = document.get("ladder")
     row = personal_row(ladder) if ladder is not None else None
     if ladder is None or row is None:
@@ -163,9 +161,9 @@ def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> S
 
 
 def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list[Run]:
-    """The runs, newest first, without runs that are parts of a larger job, whose time contains theirs.
+    """The runs, newest first, without parts of larger jobs and without interrupted runs that were completed later.
 
-    `known_jobs` decides for runs that it lists. An interrupted run is left out if a later run completed the same work.
+    A run that started during a larger job is a part of it, unless `known_jobs` puts the two into different jobs.
     """
     parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
     job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
@@ -175,7 +173,7 @@ def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list
 
 
 def _completes(later: Run, run: Run) -> bool:
-    """Whether `later` repeats the job of `run`, so that it completed it. Adaptations count only if of all users."""
+    """Whether `later` completed the job of `run`. Of adaptations only those of all users count."""
     same = run.subject and later.id > run.id and (later.kind, later.subject) == (run.kind, run.subject)
     return bool(same) and (run.kind != ADAPT_RUN_KIND or (_is_of_all_users(run) and _is_of_all_users(later)))
 
@@ -242,8 +240,7 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
-    """The `limit` users who gain most and those who gain least by the evaluation's personal model over its common
-    one, in the mean log-likelihood of their gold answers; at most half of the users in either list.
+    """The gains in the mean log-likelihood of users' gold answers, from the common to the personal model.
 
     None if the evaluation has no personal model to compare, or its answers cannot be scored.
     """

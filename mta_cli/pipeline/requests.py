@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-SCREENING_OPTIONS_KEY = "gate_options"  # in a bank's config
+SCREENING_OPTIONS_KEY = "gate_options"  # the key of the screening's options in a bank's config
 
 
 class JobSpec:
@@ -52,7 +52,7 @@ class JobSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The JSON of everything that determines a job's result, without the job's own options and data."""
+        """The JSON of what determines a job's result besides the job's own options and data."""
         return {
             "base": self.base.fingerprint,
             "task": asdict(self.task),
@@ -62,7 +62,7 @@ class JobSpec:
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What is stored with each adapter that the job trains."""
+        """The settings that are stored with each adapter that the job trains."""
         return {"history_items": self.prompt.history_items, "task": self.task.name}
 
     @property
@@ -73,11 +73,11 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class BankRequest(JobSpec):
-    """The request of a bank build. `name` defaults to the task's.
+    """The request of a bank build. Without a `name` the bank has the task's name.
 
-    `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`. `on_bank_started`
-    is called with the bank's number before training. `permute_answers`, a control of evaluations: each anchor learns
-    the answers of its user in random order. `until`: items that are known to be later (ISO 8601) are left out.
+    The bank is built from the users `user_ids`, or from all. For `purpose` see `store.records.Bank`. `on_bank_started`
+    is called with the bank's number before training. With `permute_answers`, a control of evaluations, each anchor
+    learns its user's answers in random order. Items that are known to be later than `until` (ISO 8601) are left out.
     """
 
     task: Task
@@ -97,16 +97,16 @@ class BankRequest(JobSpec):
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
-        """The options that its plan shows."""
+        """The options that the job's plan shows."""
         return self.options, self.gates, self.prompt, self.machine, self.executor
 
 
 @dataclass(frozen=True)
 class FuseRequest(JobSpec):
-    """The request of a fusion. It uses the newest ready bank of the task for this base.
+    """The request of a fusion with the newest ready bank of the task for this base.
 
-    `embedder` must be the bank's; None means the bank's. `memory`: the label memory of
-    the user's model; evidence does not count what it already knows.
+    The fusion uses the bank's embedder; an `embedder` that is not the bank's is refused. The evidence for the anchors
+    does not count what the label memory, with the options `memory`, already predicts.
     """
 
     task: Task
@@ -120,7 +120,7 @@ class FuseRequest(JobSpec):
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
-        """The options that its plan shows."""
+        """The options that the job's plan shows."""
         return self.options, self.prompt, self.machine, self.memory, self.executor
 
 
@@ -128,8 +128,8 @@ class FuseRequest(JobSpec):
 class AdaptRequest:
     """The request of an adaptation: the users, the stack's options, and the fusion below it.
 
-    `users` None: every user with a history of the task who is not an anchor. `explicit_top_k`: recipes of another
-    number of anchors than `top_k` are made anew.
+    `users` None means every user with a history of the task who is not an anchor. With `explicit_top_k`, recipes with
+    another number of anchors than `top_k` are made again.
     """
 
     users: Sequence[User] | None
@@ -139,7 +139,7 @@ class AdaptRequest:
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
-        """The options that its plan shows."""
+        """The options that the job's plan shows."""
         return self.options, *self.fuse.plan_options
 
 
@@ -153,9 +153,9 @@ class MeasuredBank:
 
 @dataclass(frozen=True)
 class EvalRequest(JobSpec):
-    """The request of an evaluation. `method_settings` are settings by method, which override all others.
+    """The request of an evaluation. `method_settings` has settings by method, which override all others.
 
-    `measured` is the bank that is measured; None: the evaluation builds its own banks.
+    `measured` is an existing bank to measure; without it, the evaluation builds its own banks.
     """
 
     task: Task
@@ -172,16 +172,16 @@ class EvalRequest(JobSpec):
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
-        """The options that its plan shows."""
+        """The options that the job's plan shows."""
         return self.options, bank_options(self), self.prompt, self.machine, self.executor
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """The options of questions.
+    """The options of `mta ask`, `compare` and `chat`.
 
-    Without `task` the text is the prompt; without `mode` the most personal model answers. An answer ends at the first
-    of the texts `stops`; `system` is a system message in front of the prompt.
+    Without `task` the text is a chat message; without `mode` the most personal model answers. An answer ends before the
+    first of the texts `stops`. `system` is a system message in front of the conversation.
     """
 
     machine: MachineOptions = field(default_factory=MachineOptions)
@@ -197,7 +197,7 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """The request of the demo. `full` trains more, and stacks for the labels too."""
+    """The request of the demo. With `full` the demo trains longer, and its prompts show history items."""
 
     models: ModelOptions
     machine: MachineOptions
@@ -205,7 +205,7 @@ class DemoRequest:
 
 
 def bank_request(reg: Registry, options: OptionSet, task: str, name: str | None = None) -> BankRequest:
-    """The request of `mta bank build`. NotFound for a task or a model that does not exist."""
+    """The request of `mta bank build`. Raises NotFound for a task or a model that does not exist."""
     return BankRequest(
         find_task(reg, task),
         base_model(options),
@@ -220,9 +220,9 @@ def bank_request(reg: Registry, options: OptionSet, task: str, name: str | None 
 
 
 def fuse_request(reg: Registry, options: OptionSet, task: str, *, explicit_embedder: bool = False) -> FuseRequest:
-    """The request of `mta user fuse`. NotFound for a task or a model that does not exist.
+    """The request of `mta user fuse`. Raises NotFound for a task or a model that does not exist.
 
-    The bank decides the embedder. With `explicit_embedder`, that of `options` is asked for.
+    With `explicit_embedder` the embedder of `options` must be the bank's; otherwise the bank's is used.
     """
     return FuseRequest(
         find_task(reg, task),
@@ -245,10 +245,10 @@ def adapt_request(
     explicit_embedder: bool = False,
     explicit_top_k: bool = False,
 ) -> AdaptRequest:
-    """The request of `mta user adapt` for the users of these names; None: all who can be adapted.
+    """The request of `mta user adapt` for the users of these names; None means all who can be adapted.
 
-    For `explicit_embedder` see `fuse_request`. Recipes see the items that the stacks are trained on. NotFound for a
-    user, task or model that does not exist. UsageError where several tasks could be meant.
+    For `explicit_embedder` see `fuse_request`. Recipes are made from the items that the stacks are trained on. Raises
+    NotFound for a user, task or model that does not exist, and UsageError if several tasks could be meant.
     """
     users = None if names is None else [reg.users.get(name) for name in dict.fromkeys(names)]
     adapt = options[AdaptOptions]
@@ -260,9 +260,9 @@ def adapt_request(
 def eval_request(
     reg: Registry, options: OptionSet, task: str, method_settings: Mapping[str, Mapping[str, Any]]
 ) -> EvalRequest:
-    """The request of `mta eval run` and `tune`. NotFound for a task or a model that does not exist.
+    """The request of `mta eval run` and `tune`. Raises NotFound for a task or a model that does not exist.
 
-    The sizes of banks that are left to the data follow from all users of the task, and are the same in every fold.
+    Bank sizes that the options leave open are chosen from all users of the task, and are the same in every fold.
     """
     return EvalRequest(
         find_task(reg, task),
@@ -329,7 +329,7 @@ def embedder_model(options: OptionSet) -> ModelEntry:
 def bank_options(request: EvalRequest) -> BankOptions:
     """The options of the folds' banks: anchors have the placement of stacks, and every user trains the task adapter.
 
-    No user of a fold's bank is tested on it, so there is no minimum history.
+    No minimum history is needed, because no user of a fold's bank is tested on it. A measured bank keeps its options.
     """
     if request.measured is not None:
         return request.bank
@@ -338,7 +338,10 @@ def bank_options(request: EvalRequest) -> BankOptions:
 
 
 def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | None) -> str:
-    """The task of an adaptation: `task` if given, else the users' common task, else the only one with a bank."""
+    """The task of an adaptation: `task` if given, else the users' common task; without users, the one with a bank.
+
+    Raises NotFound if there is none, and UsageError if there are several.
+    """
     if task is not None:
         return task
     if users is None:
@@ -349,13 +352,13 @@ def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | 
         found = {resolve_user_task(reg, user, None) for user in users}
     if len(found) > 1:
         raise UsageError(
-            f"Several tasks could be meant: {', '.join(sorted(found))}.", hint=("name one of them with ", Flag("task"))
+            f"Several tasks could be meant: {', '.join(sorted(found))}.", hint=("choose a task with ", Flag("task"))
         )
     return found.pop()
 
 
 def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
-    """The request of `adapt_users` as JSON. Its run names the users by key, unless all users are adapted."""
+    """The request of `adapt_users` as JSON, without the users: the run refers to them, unless all are adapted."""
     fuse = request.fuse
     return {
         "task": fuse.task.name,
@@ -375,10 +378,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
 def restore_adapt_request(
     reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
 ) -> AdaptRequest:
-    """The request of a run from its `document`, on the device of `machine`. Users forgotten since are left out.
-
-    The bank decides the embedder.
-    """
+    """The request of a run from its `document`, on the device of `machine`; without users who were forgotten since."""
     fuse = FuseRequest(
         find_task(reg, document["task"]),
         model_by_fingerprint(reg, document["base"], "base"),
@@ -393,7 +393,7 @@ def restore_adapt_request(
 
 
 def eval_request_json(request: EvalRequest) -> dict[str, Any]:
-    """The request of `run_evaluation` or `tune_evaluation` as JSON, without the evaluation's own config."""
+    """The request of `run_evaluation` or `tune_evaluation` as JSON, without what the evaluation's config has."""
     options = request.options
     return {
         "methods": options.methods,
@@ -447,13 +447,13 @@ def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> 
 
 
 def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
-    """The model of this fingerprint, ready to load. Raises IntegrityFault if its name now means another model."""
+    """The installed model with this fingerprint. Raises IntegrityFault if its name now means another model."""
     name = reg.models.get(fingerprint).name
     entry = resolve_model(name, kind)
     if entry.fingerprint != fingerprint:
         raise IntegrityFault(
-            f"The {kind} {name} has changed since this job was begun, so the job cannot go on.",
-            hint="give the job up and begin it again with the present model",
+            f"The {kind} {name} has changed since this job was started, so the job cannot be continued.",
+            hint="start the job again, so that it uses the present model",
         )
     return entry
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from store.tables.evaluations import Evaluation
 
 REQUEST_KEY = "asked"  # the key of a run's config that holds its request
-ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each user also has a run
+ADAPT_RUN_KIND = "adaptation"  # the kind of a run of all users who are adapted together; each user has a run too
 
 
 def bank_label(bank: Bank) -> str:
-    """The subject of runs about a bank."""
+    """`NAME vVERSION`, the subject of runs about a bank."""
     return f"{bank.name} v{bank.version}"
 
 
@@ -27,17 +27,14 @@ def bank_status(reg: Registry, bank: Bank) -> str:
 
 
 def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
-    """The status of an evaluation: running or done; if no process runs it, tuned or interrupted.
-
-    It is tuned if its last job was a finished `eval tune`.
-    """
+    """The status of an evaluation: done, running, tuned if its last job was a finished `eval tune`, or interrupted."""
     status = _status(evaluation.status, "running", lambda: reg.runs.of_evaluation(evaluation.id))
     ended = reg.runs.of_evaluation(evaluation.id)[:1] if status == "interrupted" else []
     return "tuned" if ended and ended[0].status == "done" else status
 
 
 def evaluation_lock(task: str, key: str | None) -> str:
-    """The name of the lock of a design's job. Evaluations of other designs can run at the same time."""
+    """The name of the lock of an evaluation's job. Evaluations with another design `key` can run at the same time."""
     return f"eval {task} {(key or '')[:12]}"
 
 

@@ -38,14 +38,14 @@ class AnswerSource:
 
 
 def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
-    """An adapter from the store. Verifies its file, and that it was trained on `base` (a fingerprint)."""
+    """An adapter from the store. Verifies the file, and that it was trained on `base` (a fingerprint)."""
     from mta_cli.engine.lora.adapter import LoraWeights
 
     return LoraWeights.from_file(reg.adapters.verified_path(digest, base=base))
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: an adapter, or a core of an earlier version. Both are verified."""
+    """A user's stack: an adapter, or a core that an earlier version of `mta` stored. Both are verified."""
     from mta_cli.engine.lora.cores import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
@@ -66,9 +66,7 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
 
 
 def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> Command:
-    """`mta user fuse USER --task TASK`, or another verb, with `--base` if it is needed; `base` is a fingerprint, `name`
-    its name.
-    """
+    """`mta user VERB USER --task TASK`, with `--base` if it is needed. `base` is a fingerprint, `name` its name."""
     return Command(f"user {verb}", user.name, task=task, base=base_name_if_several(reg, base, name))
 
 
@@ -79,9 +77,9 @@ def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> tuple[W
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
-    """`task`; else the user's only task, or the only one with a bank.
+    """`task` if given, else the user's only task, or the user's only task with a bank; removed tasks do not count.
 
-    A removed task must be named. Raises UsageError if there are several, and NotFound without any.
+    Raises UsageError if there are several, and NotFound if there are none.
     """
     if task is not None:
         return task
@@ -100,7 +98,7 @@ def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
 
 
 def anchor_label(anchor: Anchor) -> str:
-    """The name shown for an anchor, or a placeholder for a forgotten user."""
+    """The name of an anchor's user, or a placeholder if the user was forgotten."""
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
@@ -113,7 +111,10 @@ def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights,
 def load_recipe_anchors(
     reg: Registry, bank: Bank, shares: Sequence[AnchorWeight]
 ) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
-    """The weighted anchors of a recipe, and their names. Raises IntegrityFault when the bank lacks one."""
+    """A recipe's anchors with their weights, and the names of anchors whose weight is not 0.
+
+    Raises IntegrityFault if the bank lacks an anchor.
+    """
     loras: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
@@ -161,11 +162,11 @@ def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -
 def default_task(
     reg: Registry, user: User | None, asked: str | None, base_fingerprint: str, about: str | None = None
 ) -> str:
-    """The task whose weights and items are used for a user.
+    """The task whose weights and items are used for a user: `asked` if given, else `free` without a user.
 
-    It is the task asked for; else one for which the user has a model on this base: `free`, else a task of texts, else
-    of labels. Of several with texts it is the one whose items are nearest to the words `about`, else the newest.
-    Without any model it is the task with most of their items. A removed task is used only by name.
+    Otherwise it is a task for which the user has a model on this base: `free`, else a task of texts, else a task with
+    labels. Among several tasks of texts, the one whose items are nearest to the text `about` is used, else the newest.
+    A user without a model gets the task with most of their items. A removed task is used only if it is `asked`.
     """
     if asked is not None or user is None:
         return asked or FREE_TASK
@@ -241,9 +242,7 @@ def merge_by_placement(
 
 
 def act_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> LoraWeights | None:
-    """Both LoRAs of `merge_by_placement` merged into one that acts on all tokens, an approximation of the user's
-    model.
-    """
+    """An approximation of a user's model: both LoRAs of `merge_by_placement` as one that acts on all tokens."""
     from mta_cli.engine.lora.merge import merge_loras
 
     moved = replace(late, placement=replace(late.placement, late_tokens=None))

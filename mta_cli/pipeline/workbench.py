@@ -1,6 +1,6 @@
-"""The parts that a job on one task and one base works with, each opened on first use.
+"""The parts that a job on one task and one base needs: base, prompts, label memory, anchors and executor.
 
-They are the store, the loaded base, prompts, label memory, and a bank and its users in the types of `engine.methods`.
+It also turns a bank and its users into the types of `engine.methods`.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ class Workbench(Generic[SpecT]):
 
     @cached_property
     def methods(self) -> MethodContext:
-        """The bank as the context of methods, which expect the task adapter to be merged into the base. Profiles must
-        exist.
+        """The bank as the context of `engine.methods`. Needs stored profiles of its anchors.
+
+        The methods expect the task adapter to be merged into the base: see `holding_task_adapter`.
         """
         from mta_cli.engine.methods.method import MethodContext
 
@@ -138,7 +139,7 @@ class Workbench(Generic[SpecT]):
 
     @cached_property
     def _anchors_and_profiles(self) -> tuple[tuple[Anchor, ...], Tensor]:
-        """The anchors, and their profiles [anchors, width], float32."""
+        """The usable anchors with a profile, and their profiles [anchors, width], float32."""
         from torch import from_numpy
 
         bank = self.bank
@@ -157,7 +158,7 @@ class Workbench(Generic[SpecT]):
         return user_shots(user, items, profile, self.rows if self.loads_base else None, recent)
 
     def query_examples(self, user: User, memory: MemoryOptions) -> list[TrainingExample]:
-        """The user's held-out queries with their golds, scored like shots, with neighbours if these are used."""
+        """The user's held-out queries with their golds, scored like shots, with label memory if it uses neighbours."""
         from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
         queries = self.reg.items.queries(user.id, self.task.name)

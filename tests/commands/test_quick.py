@@ -33,14 +33,14 @@ def test_a_file_becomes_a_verdict_and_every_next_step_parses(here: Path) -> None
     steps = [line.split()[0] for line in lines if line.startswith(STEPS)]
     assert [step for n, step in enumerate(steps) if step not in steps[:n]] == list(STEPS), "from the bottom"
     assert "own answer" in ran.out and "A personal model on top: " in ran.out
-    assert "A finished prompt of" in ran.err and "4 of 4" in ran.err
+    assert "A complete prompt for" in ran.err and "4 of 4" in ran.err
     nexts = [line.strip() for line in lines[lines.index("Next:") + 1 :]]
     assert [step.split()[1] for step in nexts] == ["ask", "chat", "eval", "eval"]
     answer = mta_ok(*shlex.split(nexts[0])[1:], *MACHINE)
     assert answer.out.strip() in ("1", "2", "3", "4", "5")
     shown = mta_ok(*shlex.split(nexts[2])[1:], "--json").json()
     again = mta_ok("quick", "books.csv", "--minutes", "0.1", *MACHINE)
-    assert again.out == ran.out and "measured already" in again.err and "A finished prompt" not in again.err
+    assert again.out == ran.out and "measured already" in again.err and "A complete prompt" not in again.err
     document = mta_ok("quick", "books.csv", "--minutes", "0.1", *MACHINE, "--json").json()
     assert document["ladder"] == shown["ladder"] and document["evaluation"] == 1
     assert [one["evaluation"] for one in mta_ok("eval", "list", "--json").json()] == [1]

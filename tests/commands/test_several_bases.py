@@ -146,10 +146,10 @@ def test_a_user_with_models_on_two_bases_is_asked_about(two: Path, unsaid: None,
     )
     for command in commands:
         refused(
-            mta(*command), 2, "ida has models for several: other, tiny", "--base other, or --base tiny", "models.base"
+            mta(*command), 2, "ida has models on several: other, tiny", "--base other, or --base tiny", "models.base"
         )
     for command in (("user", "fuse", "kim"), ("user", "adapt", "kim"), ("user", "adapt", *TASK)):
-        refused(mta(*command), 2, "the store has banks for several: other, tiny", "--base other, or --base tiny")
+        refused(mta(*command), 2, "the store has banks on several: other, tiny", "--base other, or --base tiny")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Completes a source's columns with guesses, and explains them."""
+"""Guesses the columns that a source does not name, and describes all of them in plan lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("user", "input", "output", "time")
 class CompleteSource:
     """A source that an import can read, and plan lines that describe its columns.
 
-    A document (`formats`) always has an existing task.
+    `is_document` says whether its format is of the kind `document`; such a source names an existing task.
     """
 
     source: ImportSource
@@ -28,17 +28,16 @@ class CompleteSource:
 
     @property
     def text(self) -> str:
-        """The same in one line."""
+        """The source's name and its plan lines in one line."""
         parts = ", ".join(f"{line.name} {line.value} ({line.origin})" for line in self.plan_lines)
         return f"{self.source.name}: {parts}"
 
 
 def complete_columns(source: ImportSource) -> CompleteSource:
-    """The source with guesses for parts without a flag and without a column of that name. Raises as reading the file
-    does.
+    """The source with guesses for the `PARTS` that have no flag and no column of that name.
 
-    Faulty records are left out. Raises `BadInput`, with the columns and an example command, if a required part cannot
-    be guessed, and for a document if no task is named.
+    An import of it leaves faulty records out. Raises the errors of reading the file, and BadInput, with the columns and
+    an example command, if a required part cannot be guessed, or if a document comes without a task.
     """
     source.require_consistent()
     form = detect_format(source)

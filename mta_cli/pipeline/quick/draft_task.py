@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLE_USERS, SAMPLE_ITEMS = 16, 8
 """The number of users, and of items of each, that are kept to show prompts and to measure the rate."""
-CHARACTERS_PER_TOKEN = 3.5
+CHARACTERS_PER_TOKEN = 3.5  # assumed, because the base is not loaded yet
 _WORD = re.compile(r"[^\W\d_][\w -]{0,30}")
 _WORD_OF_FORMAT = {"mail": "reply", "chat": "message", "messenger": "message"}
 _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
@@ -34,10 +34,10 @@ _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
 
 @dataclass(frozen=True)
 class FileSummary:
-    """A summary of a file: records per user, all outputs, the length of long inputs, and some users' items.
+    """A summary of a file: records per user, all outputs, and some users' items in `sample`.
 
-    `untimed` are the users with at least one item without a time. `input_authors` names the authors of the inputs if
-    these are other people, `third_parties` the users if these are; `output_word` is a noun for an output.
+    `input_characters` is the 90th percentile of the inputs' lengths. `untimed` are the users with an item without a
+    time. For `input_authors` and `third_parties` see `formats.catalog`. `output_word` is a noun for an output.
     """
 
     counts: dict[str, int]
@@ -61,7 +61,7 @@ class FileSummary:
 
 
 def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
-    """Read an entire source as items of `task`. Raises as an import, and `BadInput` if records name other tasks."""
+    """Read an entire source as items of `task`. Raises an import's errors, and BadInput if records name other tasks."""
     counts, outputs, lengths, untimed = Counter[str](), list[str](), list[int](), set[str]()
     sample: dict[str, list[NewItem]] = {}
     with reg.stage_records() as staged:
@@ -85,7 +85,7 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
                     own.append(record.item)
     word = words.pop() if len(words) == 1 else ""
     return FileSummary(
-        dict(counts), tuple(outputs), _long(lengths), sample, authors, word, frozenset(untimed), third_parties
+        dict(counts), tuple(outputs), _percentile_90(lengths), sample, authors, word, frozenset(untimed), third_parties
     )
 
 
@@ -96,7 +96,7 @@ def task_name(path: Path) -> str:
 
 
 def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[Task, float]:
-    """The task of these outputs, with prompts that name the output's column, and the step to which scores are rounded.
+    """A task for these outputs, whose prompts name the output's column, and the step to which scores are rounded.
 
     Raises BadInput if no task can be made.
     """
@@ -106,7 +106,7 @@ def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[T
     word = column.lower() if named else summary.output_word or _KIND_WORDS[guess.kind]
     scale = f" from {guess.labels[0]} to {guess.labels[-1]}" if guess.kind == "score" else ""
     query = _budget(summary.input_characters, 192)
-    answer = _budget(_long([len(output) for output in summary.outputs]), 128)
+    answer = _budget(_percentile_90([len(output) for output in summary.outputs]), 128)
     what = {"label": f"which {word}", "score": f"the {word}{scale}", "text": f"the {word}"}[guess.kind]
     task = Task(
         name,
@@ -124,8 +124,7 @@ def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[T
     return parse_task(task_to_toml(task), source.name), guess.step
 
 
-def _long(lengths: Sequence[int]) -> int:
-    """The 90th percentile of the lengths."""
+def _percentile_90(lengths: Sequence[int]) -> int:
     return sorted(lengths)[(len(lengths) - 1) * 9 // 10] if lengths else 0
 
 

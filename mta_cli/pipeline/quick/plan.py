@@ -1,6 +1,6 @@
 """Chooses sizes that fit into the time: users and items of the bank, training passes, and measured users.
 
-The rate is measured by training steps on the file's own prompts. Everything else is pure functions.
+`measure_row_rate` runs training steps on the file's own prompts. Everything else is pure functions.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 4
 """Rows per step; small, because short histories give few steps."""
-TIMED_STEPS = 3
+TIMED_STEPS = 3  # training steps that measure the rate
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
-# costs in rows of the task adapter's training, measured with the default base on support replies and labelled messages
+# Costs relative to a row of the task adapter's training, measured with the default base on support replies and labelled
+# messages: a row of an anchor's and of a stack's training, and a row of evidence for the fusion, alone and per anchor
 ANCHOR_ROW, STACK_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.5, 0.6, 0.2
-MEMORY_ROW = 1.1
-ANSWER_ROWS, WHOSE_ROW, SHOWN_TEXT_ROWS = 3.0, 0.35, 30.0
-"""Costs per question: answers at all steps, including its losses around the stack's training; and under each other
-user's model, at both personal steps. In all: the texts generated for the examples.
-"""
-BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
-ITEMS = (200, 100, 50, 25, 12, 8)
+MEMORY_ROW = 1.1  # an item on which the label memory's weights are fitted
+ANSWER_ROWS = 3.0  # a question's answers at all steps, and its losses before and after the stack's training
+WHOSE_ROW = 0.35  # a question's likelihood under one other user's model, at both personal steps
+SHOWN_TEXT_ROWS = 30.0  # all texts that are generated for the examples
+BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)  # numbers of users in the bank to choose from
+ITEMS = (200, 100, 50, 25, 12, 8)  # numbers of latest items of a user to choose from
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
 """Passes of the task adapter and of the anchors, and whether memory weights are fitted on held-out users; best first.
 """
 MEASURING_SHARE = 0.4
 """The share of the time that is reserved for users' models and answers, if there are enough users."""
 LOGLIK_SD = 0.15
-"""The assumed standard deviation over questions of the difference between personal and common model, in nats; .05 to .3
-were observed.
+"""The assumed standard deviation over questions of the difference between personal and common model, in nats.
+
+Observed: .05 to .3.
 """
 
 
@@ -76,8 +77,9 @@ class QuickSizes:
 
 @dataclass(frozen=True)
 class Workload:
-    """The inputs of a plan: the items of each user who may contribute to the bank, the queries of all users, and
-    options.
+    """The inputs of a plan. `held` has the number of items of each user who may contribute to the bank.
+
+    `queries` has the number of queries of every user; `labels` says whether the task has labels.
     """
 
     held: tuple[int, ...]
@@ -87,7 +89,7 @@ class Workload:
 
     @property
     def queries_per_user(self) -> float:
-        """The mean over users with queries."""
+        """The mean number of queries, over users with queries."""
         return _mean([count for count in self.queries if count])
 
     def shots(self, most: int) -> list[int]:
@@ -95,7 +97,7 @@ class Workload:
         return [min(self.adapt.shots, most, count) for count in self.held]
 
     def mean_trained_rows(self, most: int) -> float:
-        """The number of rows in all steps of a user's stack, as a mean over users."""
+        """The number of rows in all training steps of a stack, as a mean over users."""
         schedules = [(shots, self.stack_schedule(shots)) for shots in self.shots(most)]
         return _mean([own.steps * min(shots, own.batch_size) for shots, own in schedules])
 
@@ -112,7 +114,7 @@ def _mean(counts: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class QuickPlan:
-    """The sizes, the seconds that they are expected to take, and the plan's lines."""
+    """The chosen sizes, the seconds that the job is expected to take, and the plan's lines."""
 
     sizes: QuickSizes
     seconds: float
@@ -144,7 +146,7 @@ def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minu
 
 
 def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) -> float:
-    """The time of the bank, of users' models and of the answers."""
+    """The seconds that loading, the bank, the users' models and the answers are expected to take."""
     held = sorted(work.held, reverse=True)[: sizes.bank_users]
     items = [min(count, sizes.max_items) for count in held if count >= sizes.min_items]
     pooled = sum(items) * sizes.task_epochs * (2 if work.labels and sizes.held_out_weights else 1)
@@ -175,7 +177,7 @@ def _candidates(work: Workload, options: BankOptions) -> Iterator[QuickSizes]:
     All users who are not anchors are measured.
     """
     asked = sum(count > 0 for count in work.queries)
-    # `PASSES`, with numbers of passes replaced by settings
+    # the numbers of passes in `PASSES`, unless the settings have others than the defaults
     of_task, of_anchors = _changed(options, "task_epochs"), _changed(options, "epochs")
     passes = dict.fromkeys((of_task or first, of_anchors or second, weighed) for first, second, weighed in PASSES)
     for users in (None, *(count for count in BANK_USERS if count < len(work.held))):
@@ -204,7 +206,7 @@ def _plan_lines(
     held = sorted(work.held, reverse=True)[: sizes.bank_users]
     asked = sum(count > 0 for count in work.queries)
     seen = "not seen" if sizes.held_out_weights else "seen"
-    weighed = [PlanLine("memory", f"weighed on users whom the task adapter has {seen}", fits)]
+    weighed = [PlanLine("memory", f"weights fitted on users whom the task adapter has {seen}", fits)]
     given = [_changed(options, name) is not None for name in ("task_epochs", "epochs")]
     passes_from = "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
     shots = max(work.shots(sizes.max_items), default=0)
@@ -223,15 +225,15 @@ def _plan_lines(
         PlanLine("users' models", personal, fits),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
-        PlanLine("power", power, f"guess: differences spread by {LOGLIK_SD:g} a question"),
-        PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
+        PlanLine("power", power, f"assumed standard deviation: {LOGLIK_SD:g} nats"),
+        PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ', for the smallest plan'}"),
     )
 
 
 def sample_rows(
     base: LoadedBase, task: Task, sample: dict[str, list[NewItem]], mix: Sequence[int]
 ) -> list[TrainingRow]:
-    """A training row for the last item of each sampled user; each shows one of `mix` numbers of earlier ones."""
+    """A training row for the last item of each sampled user. The numbers of earlier items shown are those of `mix`."""
     from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
 
     prompter = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)
@@ -244,7 +246,7 @@ def sample_rows(
 
 
 def measure_row_rate(base: LoadedBase, rows: Sequence[TrainingRow], options: BankOptions) -> float:
-    """The task adapter's training rows per second on this device, from the fastest step."""
+    """The task adapter's training rows per second on this device, in the fastest of `TIMED_STEPS` steps."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 

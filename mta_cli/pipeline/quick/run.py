@@ -1,8 +1,7 @@
-"""The job behind `mta quick`: imports a file, builds a bank and users' models, and measures held-out answers, by
-ordinary jobs.
+"""The job behind `mta quick`: imports a file, builds a bank and users' models, and measures held-out answers.
 
-The ordinary commands list everything that it makes. Finished parts are kept, so a stopped run can be resumed with its
-original plan.
+It runs the jobs of the ordinary commands, which list everything that it makes. Finished parts are kept, so a stopped
+run can be resumed with its original plan.
 """
 
 from __future__ import annotations
@@ -114,10 +113,10 @@ def run_quick(
     """Import a file, build a bank and users' models, and measure them. `can_anchor` and `ask` are as in an import.
 
     `JobResult.result` is the document of `mta quick --json`. If the smallest plan does not fit into the minutes,
-    `ask_time` decides before anything is trained; without it the job continues with a warning. A finished run is not
+    `ask_time` may raise before anything is trained; otherwise the job continues with a warning. A finished run is not
     repeated if its users, items and models have not changed; its stored document is returned.
 
-    Raises as an import and a bank build do, and `BadInput` if no user has enough items to hold some out.
+    Raises the errors of an import and of a bank build, and BadInput if no user has enough items to hold some out.
     """
     started = time.monotonic()
     complete = complete_columns(request.source)
@@ -148,7 +147,7 @@ def run_quick(
     run = _find_run(reg, request, task)
     if run is not None and _is_current(reg, request, task, summary, run):
         yield JobPlan("quick", (*file_lines, *_plan_of(run).lines))
-        yield Note("2 to 4: measured already, and nothing changed since")
+        yield Note("2 to 4 of 4: measured already, and nothing has changed since")
         yield JobResult(document | _describe(reg, request, task, summary, run, file_lines))
         return
     base = _load(reg, request)
@@ -159,8 +158,8 @@ def run_quick(
     if run is None and plan.seconds > 60 * request.minutes:
         if ask_time is not None:
             ask_time(plan.seconds)
-        takes = f"the least takes about {format_duration(plan.seconds)}"
-        yield Note(f"{takes}, more than the {request.minutes:g} min that were asked for", warning=True)
+        takes = f"the smallest plan takes about {format_duration(plan.seconds)}"
+        yield Note(f"{takes}, more than the {request.minutes:g} min of --minutes", warning=True)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}) as kept:
         evaluation = yield from _make_and_measure(reg, request, task, plan, summary)
         kept |= {  # without names and texts of users, which are read from the store
@@ -189,7 +188,7 @@ def _read_file(
     there = _find_existing(reg, complete)
     if own is not None and there is None:
         there = find_task(reg, name) if has_task(reg, name) else replace(own, name=name)
-    # outputs are read with a placeholder before their task can be drafted
+    # a placeholder task reads the outputs from which the task is drafted
     summary = yield from _summarise(reg, source, there or Task(name, "text", ""))
     if there is not None:
         task, step = there, _step_of(there, summary)
@@ -209,7 +208,7 @@ def _read_file(
 
 
 def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
-    """The source's summary. Raises BadInput if no user has enough items, and as reading the file does."""
+    """The source's summary. Raises the errors of reading the file, and BadInput if no user has enough items."""
     summary = yield from summarise_file(reg, source, task)
     if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
         scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
@@ -256,7 +255,7 @@ class _HeldOut:
 def _check_hold_out(
     reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, as_notes: bool
 ) -> Generator[Event, None, _HeldOut]:
-    """The held-out items of the import; with `as_notes` its notes are yielded. Stores nothing.
+    """The items that the import will hold out; with `as_notes`, the import's notes are yielded. Stores nothing.
 
     Raises BadInput if the file was imported with another number, because history items may have been trained on.
     """
@@ -306,55 +305,52 @@ def _has_unknown_label(task: Task, summary: FileSummary) -> bool:
 def _require_consent(
     reg: Registry, source: ImportSource, summary: FileSummary, can_anchor: bool | None, ask: AskConsent | None
 ) -> None:
-    """Raises UsageError if no user may be an anchor, by default or by the user's choice, because a bank needs
-    anchors.
-    """
+    """Raises UsageError if none of the file's users may be an anchor, by default or by `can_anchor`."""
     if can_anchor is None and summary.third_parties and ask is None and not _has_consenting(reg, summary):
         raise UsageError(
-            f"the users of {source.name} are {summary.third_parties}, so no bank is made of them by default",
+            f"the users of {source.name} are {summary.third_parties}, so no bank is built from them by default",
             hint=("if they agree, or if the bank stays with you, add ", Flag("can_anchor")),
         )
     if can_anchor is None and summary.input_authors:
         raise UsageError(
-            f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
-            "of them by default",
-            hint=("to build one in this store, add ", Flag("can_anchor"), "; it holds no users but those you import"),
+            f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is built "
+            "from them by default",
+            hint=("to build one in this store, add ", Flag("can_anchor"), "; only users whom you import are in it"),
         )
     if can_anchor is False:
         raise UsageError(
-            "a bank needs users who may be anchors, and these may not", hint=("leave ", Flag("no_can_anchor"), " out")
+            ("a bank needs users who may be anchors, and ", Flag("no_can_anchor"), " forbids this"),
+            hint=("leave ", Flag("no_can_anchor"), " out"),
         )
 
 
 def _has_consenting(reg: Registry, summary: FileSummary) -> bool:
-    """Whether one of the users is known and may be an anchor."""
+    """Whether one of the file's users is in the store already and may be an anchor."""
     return any(reg.users.get(name).can_anchor for name in reg.users.existing_names(set(summary.counts)))
 
 
 def _ask_before(reg: Registry, source: ImportSource, summary: FileSummary, ask: AskConsent) -> AskConsent:
-    """Ask about new users before anything is stored; returns a function with the answer.
+    """Ask about new users before anything is stored; returns a function that repeats the answer.
 
-    Raises UsageError if no user may be an anchor then.
+    Raises UsageError if no user may be an anchor after that.
     """
     new = len(summary.counts) - len(reg.users.existing_names(set(summary.counts)))
     agreed = ask(new) if new else False
     if not agreed and not _has_consenting(reg, summary):
         raise UsageError(
-            f"nothing was stored: a bank is made of users who may be anchors, and those of {source.name} may not",
+            f"nothing was stored: a bank needs users who may be anchors, and no user of {source.name} may",
             hint=(Command("data import", str(source.path)), " stores them without a bank"),
         )
     return lambda users: agreed
 
 
 def _require_no_other_users(reg: Registry, summary: FileSummary, task: Task) -> None:
-    """Raises BadInput for a file of a single user if other users have items of its task, because they would be in the
-    bank.
-    """
+    """Raises BadInput for a file of a single user if other users, who would be in its bank, have items of its task."""
     others = [user for user, _ in reg.users.users_with_items(task.name) if user.name not in summary.counts]
     if summary.is_of_one_user and others:
         raise BadInput(
-            f"task {task.name} has items of {pluralise(len(others), 'other user')}, and the bank for a file of one "
-            "user is made of that user alone",
+            f"task {task.name} has items of {pluralise(len(others), 'other user')}, but the bank for a file of one "
+            "user is built from that user alone",
             hint=("store the file as a task of its own: add ", Flag("task", "OTHER")),
         )
 
@@ -455,12 +451,12 @@ def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int
 def _prompt_text(user: str, prompt: str, answer: str) -> str:
     lines = [line if len(line) <= SHOWN_LINE else line[:SHOWN_LINE] + "…" for line in prompt.splitlines()]
     if (hidden := len(lines) - SHOWN_LINES) > 0:
-        lines[SHOWN_LINES // 2 : -SHOWN_LINES // 2] = [f"({hidden} lines more)"]
-    return "\n".join([f"A finished prompt of {user}, who answered {answer!r:.80}:", *lines])
+        lines[SHOWN_LINES // 2 : -SHOWN_LINES // 2] = [f"({hidden} more lines)"]
+    return "\n".join([f"A complete prompt for {user}, who answered {answer!r:.80}:", *lines])
 
 
 def _find_run(reg: Registry, request: QuickRequest, task: Task) -> Run | None:
-    """The newest run of the same request on the same number of items, finished or not, whose plan is kept."""
+    """The newest run of the same request on the same number of items, finished or not; its plan is used again."""
     identity = _identity(reg, request, task)
     for run in reg.runs.of_kind(RUN_KIND):
         if {key: value for key, value in run.config[REQUEST_KEY].items() if key != PLAN_KEY} == identity:
@@ -473,7 +469,7 @@ def _plan_of(run: Run) -> QuickPlan:
 
 
 def _is_current(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary, run: Run) -> bool:
-    """Whether a run was finished and its evaluation exists and is still valid."""
+    """Whether a run has finished, and its evaluation still exists and was made from the present inputs."""
     found = run.result or {}
     there = {one.id for one in reg.evaluations.all()}
     return found.get("evaluation") in there and found.get(SEAL_KEY) == _inputs_digest(reg, request, task, summary)
@@ -506,8 +502,8 @@ def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: S
     """The inputs of a plan. Raises BadInput if nothing is held out."""
     if not any(queries):
         raise BadInput(
-            f"no user of task {task.name} has held-out items: items that come twice are never held out",
-            hint="give a file with more different items of each user",
+            f"no user of task {task.name} has held-out items: an item that occurs twice is never held out",
+            hint="import a file with more different items of each user",
         )
     return Workload(tuple(held), tuple(queries), bool(task.labels), request.options[AdaptOptions])
 
@@ -521,7 +517,7 @@ def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary,
 
 
 def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any]:
-    """The identity of a plan's inputs, without the machine's rate."""
+    """The JSON that identifies a plan's inputs, without the machine's rate."""
     options = request.options
     return {
         "task": task.name,
@@ -547,9 +543,7 @@ def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
 def _make_and_measure(
     reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan, summary: FileSummary
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank, make fusions and stacks for users of the file, and measure them; `return`s the evaluation's
-    document.
-    """
+    """Build the bank, make fusions and stacks for users of the file, and measure them; the evaluation's document."""
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
@@ -557,19 +551,21 @@ def _make_and_measure(
     options = options.with_instance(plan.sizes.bank_options(options[BankOptions]))
     options = options.with_instance(replace(adapt, shots=min(adapt.shots, plan.sizes.max_items)))
     yield Note(
-        f"2 of 4: the bank of {pluralise(plan.sizes.anchors, 'anchor')}; about {format_duration(plan.seconds)} for all"
+        f"2 of 4: the bank of {pluralise(plan.sizes.anchors, 'anchor')}; steps 2 to 4 take about "
+        f"{format_duration(plan.seconds)}"
     )
     bank = yield from _build_bank(reg, options, task, plan.sizes)
     users, are_anchors = measurable_users(reg, bank, summary.counts)
     users = draw_users(users, plan.sizes.measured_users, request.machine.seed)
     if are_anchors and not summary.is_of_one_user:
         yield Note(
-            "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
+            "Every user with held-out items is an anchor, so the bank was trained on the measured users' histories.",
+            warning=True,
         )
     yield Note(f"3 of 4: the models of {pluralise(len(users), 'user')}")
     made = adapt_request(reg, options, [user.name for user in users], task.name)
     yield from forward_events(adapt_users(reg, made))
-    # without users whose training diverged
+    # a user whose training diverged has no stack
     users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
     if not users:
         half = made.options.peak_rate(bool(task.labels)) / 2
@@ -666,9 +662,7 @@ def draw_users(users: Sequence[User], most: int, seed: int) -> list[User]:
 def _next_commands(
     reg: Registry, task: Task, users: Sequence[User], base: str, evaluation: int, *, alone: bool
 ) -> list[str]:
-    """Suggested commands for these models on this `base` (a fingerprint), with a complete question of one of
-    `users`.
-    """
+    """Suggested commands for the models on `base` (a fingerprint), with a complete question of one of `users`."""
     asked = [(user, " ".join(query.input.split())) for user in users for query in reg.items.queries(user.id, task.name)]
     fitting = [one for one in asked if len(one[1]) <= MAX_NEXT_QUESTION]
     user, question = fitting[0] if fitting else min(asked, key=lambda one: len(one[1]))

@@ -31,10 +31,10 @@ def check_quick(reg: Registry, tmp_path: Path) -> None:
         repo.commits(10, (f"Author {number}", f"a{number}@example.org"))
     repo.commits(2, ("Guest", "guest@example.org"))
     asked = request(repo.folder, hold_out=0, commits=CommitSelection())
-    with pytest.raises(UsageError, match="are the authors of a repository, so no bank is made") as refused:
+    with pytest.raises(UsageError, match="are the authors of a repository, so no bank is built") as refused:
         finish(run_quick(reg, asked))
     assert Flag("can_anchor") in parts(refused.value)
-    with pytest.raises(UsageError, match="nothing was stored: a bank is made of users who may be anchors"):
+    with pytest.raises(UsageError, match="nothing was stored: a bank needs users who may be anchors"):
         finish(run_quick(reg, asked, ask=lambda users: False))
     assert reg.users.names() == []
     counts: list[int] = []

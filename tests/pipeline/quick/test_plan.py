@@ -32,7 +32,7 @@ def test_a_plan_fits_where_any_does_and_less_time_never_gives_more() -> None:
 
 def test_where_nothing_fits_the_plan_says_so_and_takes_the_least() -> None:
     plan = make_plan(WORK, BankOptions(), rows_per_second=0.01, minutes=1)
-    assert plan.seconds > 60 and "the least there is" in plan.lines[-1].value
+    assert plan.seconds > 60 and "for the smallest plan" in plan.lines[-1].value
     assert plan.sizes.bank_users == 6 and plan.sizes.measured_users == 8, "fewer give no interval over users"
 
 
@@ -51,7 +51,7 @@ def test_more_questions_show_smaller_differences() -> None:
     def least(users: int, each: int) -> float:
         work = Workload((20,) * users, (each,) * users, labels=False)
         line = next(one for one in make_plan(work, BankOptions(), 1e6, 3).lines if one.name == "power")
-        assert "0.15 a question" in line.origin
+        assert "0.15 nats" in line.origin
         return float(line.value.split()[3])
 
     # by hand: 8 users of 4 questions, without the 4 anchors; design effect 1 + 3 * .1

@@ -432,7 +432,7 @@ def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: N
     path.write_text(json.dumps([{"title": "", "mapping": nodes, "current_node": "23"}]))
     with pytest.raises(UsageError, match="does not name its user"):
         finish(run_quick(reg, request(path)))
-    with pytest.raises(UsageError, match="are the words of an assistant, so no bank is made") as refused:
+    with pytest.raises(UsageError, match="are the words of an assistant, so no bank is built") as refused:
         finish(run_quick(reg, request(path, user="ann")))
     assert Flag("can_anchor") in parts(refused.value) and reg.users.names() == []
     result, _ = finish(run_quick(reg, request(path, user="ann", hold_out=0), can_anchor=True))
@@ -458,7 +458,7 @@ def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fa
     assert (again["items"], again["queries"]) == (result["items"], result["queries"]), "the same items, not new ones"
     _, seen = finish(run_quick(reg, request(path, hold_out=0), dry_run=True))
     assert held_out(seen) == ("3 items of each user, as they are stored", "by the store")
-    prompts = "\n".join(note for note in notes(seen) if note.startswith("A finished prompt"))
+    prompts = "\n".join(note for note in notes(seen) if note.startswith("A complete prompt"))
     assert "u0, who answered '80'" in prompts and "n/a" not in prompts, "not 82, as the file says"
 
 
@@ -521,6 +521,6 @@ def test_a_plan_that_takes_longer_is_asked_about_before_anything_is_trained(
     while not any("2 of 4" in text for text in said):
         said.append(getattr(next(job), "text", ""))
     job.close()  # type: ignore[attr-defined]
-    assert len(asked) == 2 and any("more than the 1 min that were asked for" in text for text in said)
+    assert len(asked) == 2 and any("more than the 1 min of --minutes" in text for text in said)
     finish(run_quick(reg, request(BOOKS, minutes=1), ask_time=decline))
     assert len(asked) == 2, "it was agreed to when it was begun"
