@@ -13,7 +13,7 @@ from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-MAX_CHECKS = 16  # requests with one slow key that wait to be hashed; hashing uses at most one core
+MAX_CHECKS = 16  # the most requests that may wait for the slow hash of one key of an earlier version
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 
 
@@ -30,7 +30,8 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Checks who may send requests to one server. `read_keys` reads the file of keys.
 
-    Without a file, everyone on this machine may ask. With a file, requests need a key, even if the file has none.
+    Requests need a key if this file exists, even without keys, or if `host` is not a loopback address. Otherwise every
+    program on this machine may send requests.
     """
 
     def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
@@ -40,19 +41,19 @@ class Access:
         self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), Counter[str]()
 
     def reread(self) -> None:
-        """Read the file of keys again."""
+        """Read the file of keys again. If requests needed a key before, they still do, even without the file."""
         found = self._read_keys()
         found.verified = self.keys.verified
         self.keys = found
         self._needs_key = self._needs_key or self.keys.is_there
 
     def refuse_foreign_host(self, header: str | None) -> None:
-        """Raises ApiError if no key is needed and a request names another host, as in DNS rebinding by a web page."""
+        """Raises ApiError if no key is needed and the `Host` header names another host, as in DNS rebinding."""
         # the header is `host`, `host:port` or `[address]:port`
         match = _HOST.fullmatch((header or "").strip().lower())
         name = match[1].strip("[]") if match else ""
         if not self._needs_key and name not in (*LOOPBACK_NAMES, self._host):
-            raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
+            raise ApiError(403, "The Host header does not name this machine: use localhost.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:
         """The key of an `Authorization` header; None if no keys are needed. Raises ApiError for an invalid key."""
@@ -61,15 +62,18 @@ class Access:
         scheme, _, token = (header or "").partition(" ")
         key = await self._find(token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
-            raise ApiError(401, "The key is missing or wrong.", code="invalid_api_key")
+            raise ApiError(401, "The key is missing or wrong: send Authorization: Bearer KEY.", code="invalid_api_key")
         return key
 
     async def _find(self, token: str) -> Key | None:
-        """Keys of an earlier version are hashed in a thread until known. Raises ApiError if too many of one wait."""
+        """The key of `token`. The slow hash of a key of an earlier version is computed in a thread.
+
+        Raises ApiError if too many requests wait for the same key.
+        """
         if (slow := self.keys.slow_key(token)) is None:
             return self.keys.find(token)
         if self._checks[slow] >= MAX_CHECKS:
-            raise ApiError(429, "Too many keys are being checked.", code="too_many_keys")
+            raise ApiError(429, f"{MAX_CHECKS} requests wait for the check of this key already.", code="too_many_keys")
         self._checks[slow] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._check_thread, self.keys.find, token)

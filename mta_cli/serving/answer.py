@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. `label_scores` are log-likelihoods (nats) if the answer is one of a task's labels."""
+    """The end of an answer. For a task with labels, `label_scores` are the labels' log-likelihoods (nats)."""
 
     reason: FinishReason
     tokens: int
@@ -49,8 +49,9 @@ Emit = Callable[[Piece | Finished | Failed], None]
 class AnswerRequest(Generic[W]):
     """A request to a model, and its answer so far.
 
-    `labels` are the token ids of the possible labels; empty for a text. `owner` is the user's number, None for the
-    base. With a `schema` the answer is JSON. `emit` may be called from any thread.
+    `labels` are the token ids of the possible labels; empty for a text. `owner` is the user's id, None for the base.
+    With a `schema` the answer is JSON. `emit` may be called from any thread. `keeps_prefix` says whether the prompt's
+    states may be cached.
     """
 
     model: W
@@ -68,7 +69,7 @@ class AnswerRequest(Generic[W]):
     keeps_prefix: bool = True
 
     def __post_init__(self) -> None:
-        # A schema ends its answers itself, and a partial answer would not match it.
+        # A schema's grammar ends the answer; an answer that is cut at a repetition would not match the schema.
         self._repetition = RepetitionFilter(self.tokenizer, active=self.schema is None)
         self._text = AnswerText(self.tokenizer, self.stops)
         self._held: deque[SampledToken] = deque()  # tokens that may be a repetition

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from mta_cli.serving.user_models import May
 
 SEND_SECONDS = 30  # a client that reads nothing for this long is dropped
-PING_SECONDS = 15
+PING_SECONDS = 15  # between two pings in a stream, so that proxies do not close it
 CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
-BODY_SECONDS = 30  # for the body of a request
+BODY_SECONDS = 30  # a request whose body takes longer is refused
 STRANGERS = "mta.serve.strangers"  # the log of requests that need no key or fail without one
 log, strangers = logging.getLogger("mta.serve"), logging.getLogger(STRANGERS)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -67,7 +67,7 @@ class Routes:
     def __init__(self, service: Service, access: Access, jobs: AdaptJobs | None) -> None:
         self.service, self.access, self._jobs = service, access, jobs
         self._running: Counter[str] = Counter()
-        self._most = most_connections() // 2  # so that there is a connection for `/health`
+        self._most = most_connections() // 2  # the other connections are for requests that need no key, as `/health`
 
     def table(self) -> list[Route]:
         """Every route, with its description for OpenAPI."""
@@ -124,9 +124,10 @@ class Routes:
         """Handle a request; it counts as open for the key `who` until its answer, or its stream, has ended."""
         most = self.service.options.streams
         if self._running[who] >= most:
-            raise ApiError(429, f"{most} requests of this key run already.", code="too_many_requests")
+            whose = " with one key" if who else ""
+            raise ApiError(429, f"Only {most} requests{whose} may run at once.", code="too_many_requests")
         if self._running.total() >= self._most:
-            raise ApiError(503, f"{self._most} requests run already.", code="too_many_requests")
+            raise ApiError(503, f"Only {self._most} requests may run at once on this server.", code="too_many_requests")
         self._running[who] += 1
         response: Response | None = None
         try:
@@ -157,9 +158,9 @@ class Routes:
         return (lambda name: True) if key is None else (lambda name: self.access.keys.allows(key, name))
 
     async def _body(self, request: Request) -> bytes:
-        """The content of a request. Raises ApiError if it is too long or its header is not JSON's."""
+        """The content of a request. Raises ApiError if it is too long, too slow, or not declared as JSON."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
-            raise ApiError(415, f"The content type is to be {JSON_TYPE}.", code="unsupported_media_type")
+            raise ApiError(415, f"The content type must be {JSON_TYPE}.", code="unsupported_media_type")
         limit = self.service.options.max_body * 1024
         too_long = ApiError(413, f"The request is longer than {limit:,} bytes.", code="request_too_large")
         if (length := request.headers.get("content-length", "0")).isdigit() and int(length) > limit:
@@ -172,7 +173,8 @@ class Routes:
                     if len(content) > limit:
                         raise too_long
         except TimeoutError:
-            raise ApiError(408, f"The request took more than {BODY_SECONDS} s.", code="request_timeout") from None
+            message = f"The request's body took more than {BODY_SECONDS} s to arrive."
+            raise ApiError(408, message, code="request_timeout") from None
         return bytes(content)
 
     async def health(self, request: Request) -> Response:
@@ -219,9 +221,10 @@ class Routes:
         body = parse_body(CompletionBody, await self._body(request))
         texts, sampling = [body.prompt] if isinstance(body.prompt, str) else body.prompt, completion_sampling(body)
         if len(texts) * sampling.count > MAX_ANSWERS:
-            raise ApiError(400, f"A request has up to {MAX_ANSWERS} answers.", code="invalid_value", param="prompt")
+            message = f"A request may have at most {MAX_ANSWERS} answers: prompts times n."
+            raise ApiError(400, message, code="invalid_value", param="prompt")
         if sampling.stream and len(texts) > 1:
-            raise ApiError(400, "A stream goes on with one prompt.", code="invalid_value", param="prompt")
+            raise ApiError(400, "A stream may have only one prompt.", code="invalid_value", param="prompt")
         runs = []
         try:
             for text in texts:
@@ -313,14 +316,17 @@ class _EventStream(EventSourceResponse):
 
 
 def build_app(service: Service, access: Access, jobs: AdaptJobs | None) -> Starlette:
-    """The ASGI application."""
+    """The ASGI application: the routes, CORS for the configured origins, and HTTP errors in OpenAI's format.
+
+    Without `jobs` it has no routes that write.
+    """
     origins = [origin.strip() for origin in service.options.cors.split(",") if origin.strip()]
     layers = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        found = ApiError(error.status_code, f"{request.method} here: {error.detail}.", code=code)
+        found = ApiError(error.status_code, f"{request.method} {request.url.path:.200}: {error.detail}.", code=code)
         return json_response(found.body, found.status, dict(error.headers or {}))
 
     routes = Routes(service, access, jobs).table()
@@ -334,7 +340,7 @@ def _event(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answers of several prompts as one, with consecutively numbered choices."""
+    """The responses to several prompts as one response, with consecutively numbered choices."""
     whole = answers[0]
     choices = [choice for answer in answers for choice in answer["choices"]]
     usage = {name: sum(answer["usage"][name] for answer in answers) for name in whole["usage"]}

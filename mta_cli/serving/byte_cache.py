@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class ByteCache(Generic[K, V]):
-    """Values by key, least recently used first. The newest value is always kept, even if it is too large."""
+    """Values by key, of at most `max_bytes` together. The newest value is kept even if it is larger than that."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
         self._max_bytes, self._size_of = max_bytes, size_of

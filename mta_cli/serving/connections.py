@@ -1,4 +1,4 @@
-"""Limits for clients without a key: on connections, on the time for a request's head, and on lines of the log."""
+"""Limits that hold before a key is checked: open connections, seconds for a request's head, and lines of the log."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 10  # for the head of a request, from the connection or from the answer before
-LOG_SECONDS = 1.0
+HEAD_SECONDS = 10  # for a request's head, counted from the start of the connection or from the previous answer
+LOG_SECONDS = 1.0  # between two records of `OncePerSecond`
 MAX_CONNECTIONS = 1_000
 
 
 def most_connections() -> int:
-    """The limit of open connections: half of the files that the process may open."""
+    """The limit of open connections: half of the files that the process may open, at most `MAX_CONNECTIONS`."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
 
@@ -23,8 +23,8 @@ def most_connections() -> int:
 class LimitedConnection(H11Protocol):
     """A connection of uvicorn that is closed if it does not send the head of a request in time.
 
-    Above `most_connections` the one that has kept the server waiting longest is closed. uvicorn's `limit_concurrency`
-    would keep it, and refuse the requests of others, `/health` too.
+    Above `most_connections`, the idle connection with the oldest timer is closed. uvicorn's `limit_concurrency` would
+    keep idle connections and refuse all new requests, even `/health`.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -57,7 +57,7 @@ class LimitedConnection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _is_idle(self) -> bool:
-        """Whether an open connection sends no request head, or does not read its answer."""
+        """Whether the connection is open, and its client sends no request or does not read the answer."""
         return (self._has_no_open_request() or self.flow.write_paused) and not self.transport.is_closing()
 
     def _close_without_head(self) -> None:

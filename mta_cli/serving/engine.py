@@ -60,13 +60,13 @@ class AnswerEngine(Protocol[W]):
         ...
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Accept no more answers, and give the current ones `drain_seconds` to end; the others get `Stopping`."""
+        """Accept no more answers. Answers that have not ended after `drain_seconds` fail with `Stopping`."""
         ...
 
 
 @dataclass(frozen=True)
 class ServedBase(Generic[W]):
-    """A served base and its engine. `formats` makes grammars of schemas; None if the engine does that itself."""
+    """A served base and its engine. `formats` makes grammars from schemas; None if the engine makes them itself."""
 
     base: LoadedBase | BaseInfo
     maker: WeightsMaker[W]

@@ -48,7 +48,7 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header with the time to retry after, if retrying makes sense."""
+        """The header `Retry-After` for statuses 429 and 503; otherwise empty."""
         return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
 
 
@@ -69,12 +69,12 @@ def invalid(param: str, message: str) -> ApiError:
 
 
 def api_error(error: BaseException) -> ApiError:
-    """An error of this program for the client. Unexpected errors do not reveal their content."""
+    """The error that a client gets for `error`. Unexpected errors do not reveal their content."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, StoreBusy):  # its message may name a user
-        return ApiError(503, "The store is busy.", code="store_busy")
+        return ApiError(503, "Another process is writing to the store: try again.", code="store_busy")
     for kind, status, code in ERRORS:
         if isinstance(error, kind):
             return ApiError(status, str(error), code=code)
-    return ApiError(500, "The server failed at this request.", code="internal_error")
+    return ApiError(500, "The server failed at this request; its log says why.", code="internal_error")

@@ -24,7 +24,7 @@ LINE_LENGTH = 500
 
 @dataclass
 class AdaptJob:
-    """A job. `who` is the key that requested it; only that key can see it."""
+    """An adaptation. `who` is the id of the key that requested it; only this key can see the job."""
 
     id: str
     user: str
@@ -65,7 +65,7 @@ class AdaptJobs:
         return job.as_json()
 
     def find(self, number: str, who: str) -> dict[str, Any]:
-        """The job with this number, requested by the key `who`. Raises ApiError for any other."""
+        """The job with the id `number`, as JSON. Raises ApiError if the key `who` did not request such a job."""
         job = self._jobs.get(number)
         if job is None or job.who != who:
             raise ApiError(404, f"There is no job {number!r:.100}.", code="not_found")
@@ -94,7 +94,7 @@ class AdaptJobs:
             if job.id in self._jobs:
                 try:
                     self._run_job(job)
-                except Exception as error:  # the next job must not be affected
+                except Exception as error:  # one failed job must not end the thread
                     job.status, job.error = "failed", f"{type(error).__name__}: {error}"[:LINE_LENGTH]
 
     def _run_job(self, job: AdaptJob) -> None:

@@ -1,4 +1,4 @@
-"""JSON answers: the allowed next tokens, by a grammar of the schema (llguidance)."""
+"""Answers that match a JSON schema: llguidance makes a grammar, which allows only certain next tokens."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCHEMA_KEYS = {"name", "schema", "strict", "description"}
 COMPACT = {"whitespace_flexible": False}  # a small model may write blanks endlessly
 MAX_CPU_SECONDS = 2  # the most CPU time for a grammar
 STEP_FUEL = 50_000  # the most work for the mask of one token: some 4 ms, as all answers wait for it
-REMEMBERED = 1_000  # grammars known to take less
-# Some combinations of patterns and numbers take exponential time, and llguidance has no limit for it
+REMEMBERED = 1_000  # the most grammars that are remembered as fast
+# A process with a CPU limit tries each grammar, because some patterns take exponential time and llguidance has no limit
 TRIAL = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, ({MAX_CPU_SECONDS}, {MAX_CPU_SECONDS}))
@@ -37,37 +37,35 @@ LLMatcher(LLTokenizer("byte"), sys.stdin.read())
 
 
 def json_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    """The schema of a `response_format`; None for a text. Raises ApiError."""
+    """The schema of a `response_format`; None for a text. Raises ApiError if it is not supported."""
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
         return ANY_OBJECT
     given = wanted.json_schema or {}
     if unknown := sorted(set(given) - SCHEMA_KEYS):
-        raise invalid("response_format", f"json_schema has no {unknown[0]!r:.100}.")
+        raise invalid("response_format", f"json_schema takes no key {unknown[0]!r:.100}.")
     if not isinstance(given.get("schema"), dict):
-        raise invalid("response_format", "json_schema has no schema.")
+        raise invalid("response_format", "json_schema needs the key 'schema' with a JSON object.")
     if extensions := sorted(key for key in given["schema"] if key.startswith("x-")):
         raise invalid("response_format", f"{extensions[0]!r:.100} is not supported in a schema.")
     return dict(given["schema"])
 
 
 class JsonFormats:
-    """Grammars for the tokenizer of one base. Use it in one thread only; a grammar may take seconds."""
+    """Makes grammars for the tokenizer of one base. Use it in one thread only; a grammar may take seconds."""
 
     def __init__(self, base: LoadedBase) -> None:
         self._base, self._tokenizer = base, None
         self._fast: set[bytes] = set()  # digests of fast grammars
 
     def constraints(self, schema: dict[str, Any], count: int) -> list[TokenConstraint]:
-        """The token constraints of `count` answers. Raises ApiError for an invalid schema and for one that is too large
-        or too slow.
-        """
+        """The token constraints of `count` answers. Raises ApiError for an invalid, too large or too slow schema."""
         try:
             from llguidance import LLMatcher, LLParserLimits
             from llguidance.hf import from_tokenizer
         except ImportError as error:
-            raise unsupported("response_format", "the server has no llguidance") from error
+            raise unsupported("response_format", "the package llguidance is not installed on the server") from error
         if self._tokenizer is None:
             vocabulary = self._base.decoder.head.weight.shape[0]
             self._tokenizer = from_tokenizer(self._base.tokenizer, vocabulary, list(self._base.end_ids))
@@ -99,7 +97,7 @@ class JsonFormats:
 
 
 def _unusable(fault: str) -> ApiError:
-    """The error for a schema, with the first line of llguidance's reason: the others have tokens of the answer."""
+    """The error for a schema, with the first line of llguidance's reason; other lines have tokens of the answer."""
     reason = next(iter(fault.splitlines()), "")
     return invalid("response_format", f"The schema cannot be used: {reason}"[:500])
 
@@ -109,8 +107,9 @@ class _Constraint:
         self._matcher = matcher
 
     def allowed(self) -> Tensor:
-        """Which tokens [vocabulary] may come next. Raises ApiError once llguidance has given up on the schema: its mask
-        would only end the answer.
+        """Which tokens may come next, as booleans [vocabulary]. Raises ApiError once llguidance has given up.
+
+        Its mask would then only end the answer.
         """
         import torch
 

@@ -22,13 +22,13 @@ class Metrics:
         )
         self.model_hits = Gauge("mta_model_hits", "Users' models found in memory", registry=registry)
         self.model_misses = Gauge("mta_model_misses", "Users' models that were made", registry=registry)
-        self.waiting = Gauge("mta_waiting", "Answers that wait for a row", registry=registry)
+        self.waiting = Gauge("mta_waiting", "Answers that wait for a place in the batch", registry=registry)
         self.batch_size = Gauge("mta_batch_size", "Answers that are decoded together", registry=registry)
         self.models = Gauge("mta_models", "Users' models in memory", registry=registry)
         self.model_bytes = Gauge("mta_model_bytes", "Bytes of users' models in memory", registry=registry)
-        self.prefix_bytes = Gauge("mta_prefix_bytes", "Bytes of kept beginnings of conversations", registry=registry)
+        self.prefix_bytes = Gauge("mta_prefix_bytes", "Bytes of cached beginnings of conversations", registry=registry)
         self.first_token = Histogram(
-            "mta_first_token_seconds", "From the request to the answer's first text", buckets=SECONDS, registry=registry
+            "mta_first_token_seconds", "From a request to its answer's first text", buckets=SECONDS, registry=registry
         )
         self.token_gap = Histogram(
             "mta_token_gap_seconds", "Between two tokens of an answer", buckets=SECONDS, registry=registry

@@ -21,8 +21,8 @@ MAX_MODEL_NAME = 600
 # which these models never call.
 TOOLS = ("tools", "functions", "parallel_tool_calls")
 WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
-# Unsupported parameters that would change an answer. `null`, `[]`, `{}` and false are accepted, as they equal leaving
-# them out.
+# Unsupported parameters that would change an answer. `null`, `[]`, `{}` and false are accepted, because they mean the
+# same as leaving the parameter out.
 REFUSED = {
     "audio": "answers are text",
     "best_of": "",
@@ -64,12 +64,12 @@ class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text")
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True):
-    """A message. `name` has no effect, as in most models."""
+    """A message of a conversation. `name` has no effect."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    # Empty fields in answers that the `openai` client sends back
+    # The `openai` client sends an earlier answer back with these fields, all empty
     refusal: None = None
     annotations: Empty | None = None
     audio: None = None
@@ -118,7 +118,7 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses
+    truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses API
     history_items: Annotated[int, Meta(ge=0, le=20)] | None = None  # own items in the prompt
     memory: Literal["off", "habit", "neighbours"] | None = None  # label memory
     mode: Literal["base", "common", "fused", "adapted"] | None = None  # else the user's most personal model
@@ -156,7 +156,7 @@ class AdaptBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 @dataclass(frozen=True)
 class ChatPreferences:
-    """How a conversation is asked, where a client says it; see `ChatBody`."""
+    """A client's choices for a conversation; None means the server's default. See `ChatBody`."""
 
     truncate: bool = False
     history_items: int | None = None
@@ -164,6 +164,7 @@ class ChatPreferences:
     mode: str | None = None
 
 
+# The parameters of any endpoint; all endpoints accept them as `null`
 HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name in body.__struct_fields__}
 
 
@@ -213,7 +214,7 @@ def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, An
                 raise unsupported(name, REFUSED[name])
         elif name in WITHOUT_EFFECT:
             if name == "store" and value:
-                raise unsupported(name, "nothing that is asked here is kept")
+                raise unsupported(name, "this server stores no requests")
         elif value is not None or name not in HONOURED:
             raise ApiError(400, f"There is no parameter {name!r:.100}.", code="unknown_parameter", param=name[:100])
     return kept
@@ -237,7 +238,7 @@ def chat_messages(body: ChatBody) -> list[dict[str, str]]:
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         messages.append({"role": "system" if message.role == "developer" else message.role, "content": text})
     if messages[-1]["role"] != "user":
-        raise invalid("messages", "The last message is not the user's.")
+        raise invalid("messages", "The last message must have the role user.")
     return messages
 
 

@@ -1,4 +1,4 @@
-"""Runs `mta serve`."""
+"""The job of `mta serve`: checks its options, prepares the log, and runs the server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def serve_store(
     on_ready: Callable[[str], None],
     note: Callable[[str], None],
 ) -> str:
-    """Serve until a signal, and return its name. Raises MtaError for an unusable store, base or address."""
+    """Serve until a signal, and return its name. Raises MtaError for an unusable store, base or address.
+
+    `on_ready` gets the server's address once the base is loaded; `note` gets messages before that.
+    """
     serving, entry = options[ServeOptions], base_model(options)
     with open_store() as reg:
         root = reg.root
@@ -53,15 +56,14 @@ def serve_store(
     if serving.vllm and (chat.machine.quantize != "off" or chat.machine.max_memory is not None):
         raise UsageError(
             (
-                "With ",
-                Flag("vllm"),
-                " another server holds the base, which ",
                 Flag("quantize"),
                 " and ",
                 Flag("max_memory"),
-                " do not reach.",
+                " have no effect with ",
+                Flag("vllm"),
+                ", because the vLLM server loads the base.",
             ),
-            hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
+            hint="start that server with --quantization bitsandbytes or --gpu-memory-utilization",
         )
     service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
     jobs = AdaptJobs(root, _machine_flags(options)) if write else None
@@ -71,7 +73,7 @@ def serve_store(
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
         if others:
             flags = words_to_text(base_flags(others))
-            note(f"Models on {', '.join(others)} are not served here; another server does that: {flags}")
+            note(f"Models on {', '.join(others)} are not served; start another server for them with {flags}")
         note(f"Loading {entry.name} …")
         server = Server(service, access, jobs, root, lambda: on_ready(f"http://{host}:{port}/v1\n"))
         return asyncio.run(server.run(bound))

@@ -36,7 +36,7 @@ STEPS_PER_ROW = 64  # steps until the batch may grow by a row again after memory
 PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
 PASS_TOKENS = 64  # a shorter pass counts as this many tokens, because it reads all weights too
 MIN_KEPT_TOKENS = 16  # shorter prefixes are not cached
-PrefixKey = tuple[int | None, "UserFactors"]  # the user's number and the model
+PrefixKey = tuple[int | None, "UserFactors"]  # the user's id and the model
 LocalAnswer = AnswerRequest["UserFactors"]
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 
@@ -55,7 +55,7 @@ class Scheduler:
     ) -> None:
         self._decoder, self._metrics = base.decoder, metrics
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
-        self._room, self._steps_since_shrink = max_batch, 0  # the number of rows known to fit
+        self._room, self._steps_since_shrink = max_batch, 0  # `_room` is the number of rows that fit into memory
         self._batch, self._rows = DecodingBatch(self._decoder), list[_Row]()
         self._reading: tuple[LocalAnswer, PromptPass] | None = None
         self._prefixes: ByteCache[PrefixKey, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
@@ -233,7 +233,7 @@ class Scheduler:
             self._prefixes.clear()  # the cache only saves time
 
     def _read_prompts(self) -> None:
-        """Compute up to `PIECE_TOKENS` tokens of prompts. Complete prompts join the batch, or get their label."""
+        """Compute up to `PIECE_TOKENS` tokens of prompts. Complete prompts join the batch, or get label scores."""
         budget = PIECE_TOKENS
         while budget > 0 and (self._reading is not None or self._begin_reading()):
             assert self._reading is not None

@@ -33,24 +33,24 @@ from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.service import Service
 
 BACKLOG = 128
-STOP_SECONDS = 1.0  # grace period for answers whose client has gone
+STOP_SECONDS = 1.0  # for answers that still run after the web servers have stopped
 log = logging.getLogger("mta.serve")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises BadInput with the system's reason."""
+    """A listening TCP socket. Raises BadInput with the system's reason."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)
     except OSError as error:
         raise BadInput(
-            f"{host}:{port} cannot be listened on: {system_reason(error)}.",
-            hint=("another ", Flag("port"), ", or ", Flag("port", "0")),
+            f"The server cannot listen on {host}:{port}: {system_reason(error)}.",
+            hint=("choose another ", Flag("port"), ", or ", Flag("port", "0"), " for a free one"),
         ) from error
 
 
 def web_server(service: Service, access: Access, jobs: AdaptJobs | None) -> uvicorn.Server:
-    """The web server of these routes."""
+    """A web server for `service`. It leaves signals to `Server`. Without `jobs`, clients cannot write."""
     config = uvicorn.Config(
         build_app(service, access, jobs),
         http=LimitedConnection,
@@ -58,7 +58,7 @@ def web_server(service: Service, access: Access, jobs: AdaptJobs | None) -> uvic
         log_config=None,
         lifespan="off",
         server_header=False,
-        backlog=BACKLOG,  # also how often in a row asyncio tries to accept, and logs an error, when no file is free
+        backlog=BACKLOG,  # without free file descriptors, asyncio also fails and logs this often in a row
         timeout_graceful_shutdown=max(1, int(service.options.drain)),
         h11_max_incomplete_event_size=64 * 1024,
     )
@@ -90,14 +90,14 @@ class Server:
         serving: list[asyncio.Task[None]] = []
         try:
             if control is not None:
-                # whoever may open this socket may read the store itself
+                # a process that may open this socket may read the store itself, so no key is needed
                 no_keys = Access("localhost", lambda: KeyFile(secrets.token_hex(16), is_there=False))
                 doors.append((web_server(self._service, no_keys, None), self._bind_http_socket()))
             serving += [asyncio.create_task(web._serve([door])) for web, door in doors]
             await self._service.start()
             self._on_ready()
             await self._end.wait()
-            log.info("stopping: running answers have %g s", self._service.options.drain)
+            log.info("stopping: running answers have %g s to end", self._service.options.drain)
         finally:
             self._service.ready = False
             for web, _ in doors:
@@ -113,7 +113,7 @@ class Server:
         return self._ended_by
 
     def _bind_http_socket(self) -> socket.socket:
-        """The socket beside that of `_open_control`, on which the store's owner asks without a key. Raises BadInput."""
+        """A bound socket beside the store, on which the store's owner asks without a key. Raises BadInput."""
         door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with short_path(self._http_socket) as place:
@@ -139,10 +139,10 @@ class Server:
             self._access.reread()
             log.info("%d keys were read again", len(self._access.keys))
         except Exception as error:
-            log.error("the keys stay as they were: %s", error)
+            log.error("the file of keys cannot be read, so the keys stay as they were: %s", error)
 
     async def _open_control(self) -> asyncio.AbstractServer | None:
-        """The socket beside the store; None for a read-only store. Raises BadInput with the reason."""
+        """The control socket beside the store; None for a read-only store. Raises BadInput with the reason."""
         unnamed = self._socket.with_suffix(".new")
         try:
             unnamed.parent.mkdir(mode=0o700, exist_ok=True)
@@ -150,12 +150,12 @@ class Server:
             with short_path(unnamed) as place:
                 server = await asyncio.start_unix_server(self._answer_control, place)
                 os.chmod(place, 0o600)
-            # renamed only now, so that a socket which refuses connections is always a killed server's
+            # it gets its name only when it listens, so a named socket that refuses connections is a killed server's
             unnamed.rename(self._socket)
         except OSError as error:
             if os.access(self._root, os.W_OK):
                 raise _no_socket(self._socket, error) from error
-            log.warning("The store may only be read: `mta user rm` cannot tell this server to drop a user's data.")
+            log.warning("The store is read-only: `mta user rm` cannot tell this server to drop a user's data.")
             return None
         return server
 
@@ -179,5 +179,6 @@ class Server:
 
 def _no_socket(path: Path, error: OSError) -> BadInput:
     return BadInput(
-        f"The server's socket {path} cannot be made: {system_reason(error)}.", hint="check the store's directory"
+        f"The server's socket {path} cannot be made: {system_reason(error)}.",
+        hint="check the permissions of the store's directory",
     )

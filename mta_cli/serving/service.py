@@ -1,9 +1,9 @@
 """The server without HTTP: from a checked request to the pieces of its answers.
 
-Threads: the event loop, one that reads the store and makes prompts, and the engine's, which computes; beside them one
-each for the embedder and for the grammars of schemas, which keep nobody else waiting.
-A request is prepared and handed to the engine in one go in the store's thread, where removals are noticed too: so no
-answer of a removed user can begin afterwards.
+Threads: the event loop; one that reads the store and makes prompts; the engine's, which computes; and one each for the
+embedder and for the grammars of schemas, so that these delay nothing else.
+The store's thread prepares a request and hands it to the engine in one step. It also handles removals of users, so no
+answer of a user can begin after the removal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 T = TypeVar("T")
-DISCONNECT_POLL_SECONDS = 0.25  # how often a request without streaming looks whether its client is still there
+DISCONNECT_POLL_SECONDS = 0.25  # the time between two checks whether a request's client is still connected
 Prepare = Callable[[UserModels[Any]], Prepared[Any]]
 Update = tuple[Choice, Piece, list[dict[str, Any]]]
 
@@ -89,7 +89,7 @@ class Service:
         return {"base": entry.name, "fingerprint": entry.fingerprint, "ready": self.ready, "chat": asdict(self.chat)}
 
     async def start(self) -> None:
-        """Open the store and load the base."""
+        """Open the store, load the base or connect to vLLM, and start the engine. Raises MtaError."""
         self._cores = await asyncio.to_thread(_count_cores)
         await self._in_store_thread(self._load)
         self.ready = True
@@ -98,7 +98,7 @@ class Service:
         self._reg = self._open_store()
         cache_bytes = self.options.cache * 2**20
         if not self.options.vllm:
-            cache_bytes //= 2  # half for users' models, half for beginnings of conversations
+            cache_bytes //= 2  # half for users' models, half for cached beginnings of conversations
         served = self._open_base(cache_bytes)
         self.base, self._engine, self._formats = served.base, served.engine, served.formats
         forget = self._engine.forget
@@ -149,7 +149,7 @@ class Service:
     def require_ready(self) -> None:
         """Raises ApiError while the base is loading and after the engine has ended."""
         if not self.ready or not self._engine.is_alive:
-            raise ApiError(503, "The model is loading.", code="loading")
+            raise ApiError(503, "The model is loading, or the server is stopping.", code="loading")
 
     async def check_ready(self) -> None:
         """Raises the errors of `require_ready`, and EngineUnavailable if the vLLM server does not answer."""
@@ -244,14 +244,14 @@ class Service:
         task = model.task if prepared.question else None
         penalty = sampling.repetition_penalty
         if penalty is None:
-            # vLLM counts the prompt's tokens too, so that a default would be against the user's own words
+            # vLLM's penalty also counts the prompt's tokens, so a default would work against the user's own words
             penalty = answer_repetition_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
         count = 1 if prepared.labels else sampling.count  # a label is the same each time
         if count > self.options.queue:
-            raise invalid("n", f"At most {self.options.queue} answers may wait here.")
+            raise invalid("n", f"n is {count}, but at most {self.options.queue} answers may wait on this server.")
         if prepared.labels and sampling.schema is not None:
             raise unsupported("response_format", f"task {model.task.name} answers with a label")
         return [
@@ -284,7 +284,7 @@ class Service:
     async def pieces(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
         """Yield the pieces of a request's answers, with their log-probabilities. Raises the error of a failed answer.
 
-        Ends all answers where the client is gone or leaves. `is_gone` is asked a few times a second.
+        All answers end if the client disconnects, which `is_gone` is asked a few times a second.
         """
         open_answers, looked = len(running.answers), time.monotonic()
         try:
@@ -323,7 +323,7 @@ class Service:
             self._engine.cancel(running.answers)
 
     async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
-        """Answer every choice with the decided label; `mta` gets the log-probabilities and whether memory was used."""
+        """Answer every choice with the decided label. `mta` gets the log-probabilities, and whether memory was used."""
         prepared, labels = running.prepared, running.prepared.model.task.labels
         place, logprobs, memory = await self._in_store_thread(self._models.decide_label, prepared, scores)
         running.format.mta.update(labels=dict(zip(labels, logprobs, strict=True)), memory=memory)
@@ -348,7 +348,7 @@ class Service:
         return running.format.whole(running.choices)
 
     async def models(self, may: May) -> list[dict[str, Any]]:
-        """The descriptions of the base and of the models of the first `LISTED_USERS` users that the client may ask."""
+        """The descriptions of the base, and of the models of the first `LISTED_USERS` users whom the client may ask."""
         self.require_ready()
 
         def work() -> list[dict[str, Any]]:
@@ -384,7 +384,7 @@ class Service:
         return found, self._embed.count_tokens(texts)
 
     async def user(self, name: str, may: May, task: str | None = None) -> User:
-        """The user `name`, to whom the client may write. Raises ApiError for other users and for an unknown `task`."""
+        """The user `name`, if the client may ask their model. Raises ApiError for other users and an unknown `task`."""
         self.require_ready()
 
         def work() -> User:
@@ -395,7 +395,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def add_item(self, user: User, task: str | None, question: str, answer: str) -> dict[str, Any]:
-        """Append a question and its answer to a user's history. Raises BadInput for a blank text."""
+        """Append a question and its answer to a user's history. Raises the errors of `add_exchange_as_item`."""
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
@@ -428,7 +428,7 @@ def _count_cores() -> int:
 
 
 def _compute_on_one_core() -> None:
-    """Limit OpenMP to one thread here, because it is slow with more threads than cores in all threads together."""
+    """Limit OpenMP to one core in this thread, because it is slow if all threads together use more than the cores."""
     import torch
 
     torch.set_num_threads(1)
@@ -448,6 +448,7 @@ def require_known_family(entry: ModelEntry) -> None:
 
 def _not_servable(name: str, family: str) -> UsageError:
     return UsageError(
-        f"{name} cannot be served: {family} has no fast path, and only that decodes several users' models at once.",
+        f"{name} cannot be served: only the fast decoder answers with several users' models at once, and it does not "
+        f"support the family {family}.",
         hint=(Command("ask"), " and ", Command("chat"), " answer with it"),
     )

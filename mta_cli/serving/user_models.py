@@ -1,7 +1,7 @@
 """Users' models for the server: resolves model names, keeps factors in memory, makes prompts and label priors.
 
-Everything here runs in the one thread that reads the store. Each request looks up what the user has now; factors are
-made again where that has changed.
+Everything here runs in the one thread that reads the store. Each request looks up the user's current recipe and stack;
+if they have changed, the factors are made again.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BASE_NAME, BASE_PREFIX = "base", "base:"
-MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
+MAX_CHARACTERS_PER_TOKEN = 100  # a text with more characters per token of the window is refused before tokenising
 LISTED_USERS = 1_000  # users in `/v1/models`; a longer list is of no use, and every model can be asked by name
 May = Callable[[str], bool]  # whether the client may ask a user's model
-ModelKey = tuple[int | None, str, str | None]  # the user's number, None for no user; task; the mode asked for
+ModelKey = tuple[int | None, str, str | None]  # the user's id, None for no user; the task; the requested mode
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedModel(Generic[W]):
-    """A user's model in memory. `seal` identifies everything that it was made of, to notice changes."""
+    """A user's model in memory. `seal` identifies everything that the model was made of, to notice changes."""
 
     user: User | None
     task: Task
@@ -81,8 +81,8 @@ class LoadedModel(Generic[W]):
 class Prepared(Generic[W]):
     """A request that is ready for the engine. `max_tokens` is the limit of an answer, unless the window has less room.
 
-    `labels` are token ids of the task's labels; empty for a text. `prompt` shows `own_examples` items of the user, and
-    not `dropped_messages` of the oldest.
+    `labels` are token ids of the task's labels; empty for a text. `own_examples` counts the user's items in the prompt,
+    `dropped_messages` the oldest messages that were left out.
     """
 
     model: LoadedModel[W]
@@ -127,7 +127,7 @@ class UserModels(Generic[W]):
         if (user is None and not is_base) or not self._is_task(own_task):
             raise unknown_model(model)
         if task not in (None, own_task):
-            raise invalid("task", f"The model is of task {own_task}, and task is {task!r:.100}.")
+            raise invalid("task", f"The model is of task {own_task}, but the parameter task is {task!r:.100}.")
         return Target(model, user, own_task)
 
     def require_user(self, name: str, may: May) -> User:
@@ -137,13 +137,13 @@ class UserModels(Generic[W]):
         return user
 
     def require_task(self, name: str, param: str) -> str:
-        """The name of an existing task. For an unknown one, raises an ApiError that names the parameter `param`."""
+        """Returns `name` if it is a task. Raises an ApiError that names the parameter `param` if it is not."""
         if not self._is_task(name):
             raise invalid(param, f"There is no task {name!r:.100}.")
         return name
 
     def _find(self, name: str, may: May) -> User | None:
-        """The user `name` if the client may ask them; None otherwise. For other names the store is not read."""
+        """The user `name`; None if there is none or the client may not ask them, which is checked first."""
         return self.reg.users.find(name) if name and may(name) else None
 
     def _is_task(self, name: str) -> bool:
@@ -177,7 +177,7 @@ class UserModels(Generic[W]):
             shown, dropped = len(prompt.shown), prompt.dropped_messages
             return Prepared(model, prompt.ids, limit, own_examples=shown, dropped_messages=dropped)
         if any(message["role"] == "system" for message in messages):
-            raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
+            raise unsupported("messages", f"task {target.task} has its own prompt, which takes no system message")
         question = messages[-1]["content"]
         labels = tuple(tuple(rows.prompter.answer_ids(label)) for label in model.task.labels)
         room = self._room(limit, max(map(len, labels), default=1))
@@ -187,7 +187,10 @@ class UserModels(Generic[W]):
         return Prepared(model, prompt.ids, limit, labels, question, len(prompt.shown), memory=memory)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
-        """A text that the model continues without any prompt around it. `max_tokens` is the client's option."""
+        """A request to continue `text` without a prompt around it. Raises ApiError or BadInput if it is too long.
+
+        `max_tokens` is the client's option.
+        """
         from mta_cli.engine.text.tokenizer import PromptTokenizer
 
         check_message(text)
@@ -207,11 +210,11 @@ class UserModels(Generic[W]):
             raise self._too_long(f"{param} has {characters:,} characters", param)
 
     def _too_long(self, what: str, param: str) -> ApiError:
-        message = f"{what}; {self.base.name} reads {self.base.window - 1} tokens."
+        message = f"{what}; {self.base.name} reads at most {self.base.window - 1} tokens."
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _room(self, limit: int, least: int) -> PromptRoom:
-        """The limits of a prompt, which leave room for `limit` answer tokens; without history items for `least`."""
+        """The limits of a prompt: with history items they leave room for `limit` answer tokens, without for `least`."""
         window = self.base.window
         return PromptRoom(window - max(least, reserved_answer_tokens(limit, window)), window - least, self.base.name)
 
@@ -237,7 +240,7 @@ class UserModels(Generic[W]):
         if mode is None:
             mode = most_personal_mode(self.reg, user, name, fingerprint)
         elif mode not in (modes := available_modes(self.reg, user, name, fingerprint)):
-            raise invalid("mode", f"{target.name} has no {mode} model for {name}, but {', '.join(modes)}.")
+            raise invalid("mode", f"{target.name} has no {mode} model for {name}; it has {', '.join(modes)}.")
         if mode == "base":
             return LoadedModel(user, task, AnswerSource("base"), self._maker.bare_base, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
@@ -258,7 +261,7 @@ class UserModels(Generic[W]):
         return model
 
     def _report_dropped(self, weights: Sequence[W], owners: Sequence[int]) -> None:
-        """Call `on_dropped` with weights that no model uses and the ids of removed users."""
+        """Drop unused task adapters; call `on_dropped` with unused weights and the ids of removed users."""
         self._maker.drop_all_except(model.weights for _, model in self.cache.items())
         self._on_dropped(weights, owners)
 
@@ -292,9 +295,9 @@ class UserModels(Generic[W]):
         return decide_label(found, model.task.labels, model.task.metric), normalised(found), prior is not None
 
     def drop_outdated(self, known: Iterable[int]) -> None:
-        """Drop models of removed users, models whose parts have changed, and all cached prompts.
+        """Drop models of removed users, models whose parts have changed, and all cached texts and memories.
 
-        `known` are the ids of users whom the engine knows; `on_dropped` is called with the removed ones.
+        `known` are the ids of users whom the engine knows; `on_dropped` gets the ids of removed users among them.
         """
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
@@ -319,7 +322,7 @@ class UserModels(Generic[W]):
         return True
 
     def model_entry(self, target: Target, may: May) -> dict[str, Any]:
-        """A model's entry in `/v1/models`. Anchors whom the client may not ask have no name in it."""
+        """A model's entry in `/v1/models`. The names of anchors whom the client may not ask are null."""
         user, created = target.user, 0
         if user is not None:
             created = _unix_time(user.created)
@@ -357,7 +360,7 @@ class UserModels(Generic[W]):
         return shown | parts | {"bytes": size, "heldout": loss, "ladder": bank.config.get("ladder")}
 
     def list_targets(self, may: May) -> Iterator[Target]:
-        """The base, and for each user whom the client may ask, a chat model and a model for each task."""
+        """The base; for each of the first `LISTED_USERS` users whom the client may ask, a chat model and one per task."""
         yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
             if (user := self.reg.users.find(name)) is None:
@@ -370,7 +373,7 @@ class UserModels(Generic[W]):
 
 
 def visible_names(names: Sequence[str | None], may: May) -> list[str | None]:
-    """The names of anchors; None for users whom the client may not ask and for forgotten users."""
+    """The given names of anchors, with None instead of users whom the client may not ask; forgotten users stay None."""
     return [name if name is not None and may(name) else None for name in names]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Weights(Protocol):
-    """A user's model, compared by identity."""
+    """A user's model in the engine's form; two models are equal only if they are the same object."""
 
     @property
     def num_bytes(self) -> int:
@@ -33,7 +33,7 @@ class WeightsMaker(Protocol[W]):
 
     @property
     def bare_base(self) -> W:
-        """The model that adds nothing: the bare base answers."""
+        """The model without LoRAs, with which the base answers alone."""
         ...
 
     def make(self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
@@ -41,11 +41,11 @@ class WeightsMaker(Protocol[W]):
         ...
 
     def still_exists(self, weights: W) -> bool:
-        """Whether the made weights still exist."""
+        """Whether weights that `make` returned still exist; a folder may have been removed."""
         ...
 
     def drop_all_except(self, models: Iterable[W]) -> None:
-        """Drop cached data of all models except `models`."""
+        """Drop data that is shared by models, such as task adapters, except that of `models`."""
         ...
 
 

@@ -1,5 +1,6 @@
-"""Users' models as PEFT folders that a vLLM server loads by name. A name is a digest that reveals nothing of the
-user.
+"""Users' models as PEFT folders that a vLLM server loads by name.
+
+A name is a digest of the weights, so it does not contain the user's name.
 """
 
 from __future__ import annotations
@@ -49,15 +50,18 @@ class AdapterFolders:
         self._own_root()
 
     def _own_root(self) -> None:
-        """Lock the folder for this process and empty it. Raises BadInput if others may use it."""
+        """Lock the folder for this process, and remove adapters that a killed server left in it.
+
+        Raises BadInput if another server uses the folder, or other users of the machine may write to it.
+        """
         from filelock import FileLock, Timeout
 
-        root, hint = self._root, ("another folder with ", Flag("adapters"))
+        root, hint = self._root, ("choose another folder with ", Flag("adapters"))
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             there = root.lstat()
             if stat.S_ISLNK(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o022:
-                raise BadInput(f"{root} is a link, or others may write to it.", hint=hint)
+                raise BadInput(f"{root} is a link, or other users of this machine may write to it.", hint=hint)
             self._held = FileLock(root / ".lock", blocking=False, thread_local=False)
             self._held.acquire()
             remove_leftover_temporaries(root)
@@ -66,14 +70,14 @@ class AdapterFolders:
                     shutil.rmtree(left_over)
             (root / BASE_FILE).write_text(self._entry.fingerprint)
         except Timeout as error:
-            raise BadInput(f"Another server has its adapters in {root}.", hint=hint) from error
+            raise BadInput(f"Another server keeps its adapters in {root}.", hint=hint) from error
         except OSError as error:
             raise BadInput(f"{root} cannot hold users' adapters: {system_reason(error)}.", hint=hint) from error
 
     def make(
         self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank
     ) -> tuple[AdapterFolder, AnswerSource]:
-        """See `WeightsMaker`. Raises BadInput for late parts, unless they may act on all tokens."""
+        """See `WeightsMaker`. Writes the folder. Raises BadInput for late LoRAs, unless `approximate` is on."""
         from mta_cli.engine.lora.merge import compress_to_rank
         from mta_cli.pipeline.personalize.export import content_digest, pad_to_uniform_rank
         from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, json_bytes, peft_config
@@ -113,7 +117,7 @@ class AdapterFolders:
         return not weights.num_bytes or find_adapter(self._root, weights.name) is not None
 
     def drop_all_except(self, models: Iterable[AdapterFolder]) -> None:
-        """See `WeightsMaker`; folders are removed one by one."""
+        """See `WeightsMaker`. Does nothing, because `remove` removes each folder."""
 
     def remove(self, weights: AdapterFolder) -> None:
         """Remove a model's folder, unless another user's model is the same."""

@@ -1,9 +1,8 @@
-"""An engine that lets a vLLM server compute: it gets token ids and adapters; prompts, own items, label memory and
-forgetting stay here.
+"""An engine whose answers are computed by a vLLM server, which gets token ids and users' adapters.
 
-A model's name at vLLM is the digest of a folder that vLLM loads as a LoRA. Text is streamed as token ids. Labels are
-scored by the tree of their tokens: one request for each proper prefix of a label, for the log-probabilities of its next
-tokens.
+Prompts, own items, label memory and forgetting stay in this process. A model's name at vLLM is the digest of a folder
+that vLLM loads as a LoRA. Text is streamed as token ids. Labels are scored by the tree of their tokens: for each proper
+prefix of a label, vLLM returns the log-probabilities of the next tokens.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS, READ_SECONDS, CHECK_SECONDS = 10.0, 600.0, 2.0
 ANSWER_SECONDS = 3_600.0  # the timeout of an answer
-REMOVE_AFTER_SECONDS = 2.0  # after an answer's end, because vLLM may still need the folder
+REMOVE_AFTER_SECONDS = 2.0  # between an answer's end and the removal of its folder, which vLLM may still need
 MAX_TOKEN_ID = 2**31
 SCORED_TOKENS = 128  # the most tokens for which vLLM returns log-probabilities at one position
 TOKEN_PREFIX = "token_id:"
-PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."
-NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."  # two tokenizers that agree on this text are taken for the same
+NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, IndexError, AttributeError)  # errors of reading an unknown reply
 LabelPrefix = tuple[int, ...]
 VllmAnswer = AnswerRequest[AdapterFolder]
 
@@ -52,13 +51,14 @@ VllmAnswer = AnswerRequest[AdapterFolder]
 def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> ServedBase[AdapterFolder]:
     """The base `entry` as served by the vLLM server at `options.vllm`.
 
-    Raises BadInput without such a server, and IntegrityFault if its base has another tokenizer.
+    Raises UsageError without `options.adapters` or for an invalid address, BadInput if no vLLM server answers there,
+    and IntegrityFault if its base has another tokenizer.
     """
     from mta_cli.engine.model.load import read_base_info
 
     if not options.adapters:
         raise UsageError(
-            (Flag("vllm"), " needs ", Flag("adapters"), ": the folder that MTA_VLLM_ADAPTERS names there.")
+            (Flag("vllm"), " needs ", Flag("adapters"), ": the folder in the vLLM server's MTA_VLLM_ADAPTERS.")
         )
     base = read_base_info(entry.path, name=entry.name, fingerprint=entry.fingerprint)
     try:
@@ -87,7 +87,7 @@ def _client_settings(address: str) -> dict[str, Any]:
 
 
 def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
-    """The base's name at the server, and its context length. Raises as `connect_vllm`."""
+    """The base's name at the server, and its context length. Raises BadInput or IntegrityFault."""
     address = client.base_url
     hint = "vllm serve BASE --enable-lora …; see docs/scale.md"
     try:
@@ -117,9 +117,10 @@ class VllmEngine:
         self._address, self._folders, self._metrics = address, folders, metrics
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._lock, self._waiting, self._stop = threading.Lock(), 0, False
-        self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}  # used in the loop's thread only, as the following
+        # only the loop's thread uses these three
+        self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}
         self._placed: set[VllmAnswer] = set()  # answers that no longer wait
-        self._unused: set[AdapterFolder] = set()  # removed once no answer needs them
+        self._unused: set[AdapterFolder] = set()  # folders that are removed once no answer needs them
         self._loop, self._begun = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
 
@@ -218,7 +219,7 @@ class VllmEngine:
     def _begin(self, answers: Sequence[VllmAnswer]) -> None:
         for answer in answers:
             task = self._tasks[answer] = self._loop.create_task(self._answer(answer))
-            # needed because a task that is cancelled early never runs
+            # a task that is cancelled before it starts never runs, so its end cannot be handled in `_answer`
             task.add_done_callback(partial(self._end, answer))
         self._update_gauges()
 
@@ -274,7 +275,7 @@ class VllmEngine:
                     await self._text(answer)
         except Exception as error:
             if isinstance(error, TimeoutError):
-                error = EngineUnavailable(f"vLLM was not done within {ANSWER_SECONDS:.0f} s.")
+                error = EngineUnavailable(f"vLLM did not complete the answer within {ANSWER_SECONDS:.0f} s.")
             if not answer.cancelled:
                 answer.emit(Failed(error))
 
@@ -303,8 +304,9 @@ class VllmEngine:
     async def _stream(
         self, body: Mapping[str, Any], top: int | None
     ) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
-        """Yields an answer in pieces: tokens, each with the `top` likeliest ones, and the finish reason, None before
-        the last piece. A stream may end without a reason. Raises MtaError.
+        """Yields an answer in pieces: tokens, each with the `top` likeliest tokens, and the finish reason.
+
+        The reason is None before the last piece. A stream may end without a reason. Raises MtaError.
         """
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
@@ -322,7 +324,7 @@ class VllmEngine:
         except httpx.HTTPError as error:
             raise _no_answer(error) from error
         except NOT_UNDERSTOOD as error:
-            raise EngineUnavailable("vLLM answered what mta does not understand.") from error
+            raise EngineUnavailable("vLLM answered in a form that mta does not understand.") from error
 
     async def _label_scores(self, answer: VllmAnswer) -> list[float]:
         """The log-likelihood of each label after the prompt, nats. Raises MtaError."""
@@ -351,15 +353,15 @@ class VllmEngine:
         except httpx.HTTPError as error:
             raise _no_answer(error) from error
         except NOT_UNDERSTOOD as error:
-            raise EngineUnavailable("vLLM answered what mta does not understand.") from error
+            raise EngineUnavailable("vLLM answered in a form that mta does not understand.") from error
         asked = body["logprob_token_ids"]
         if len(found) != count or any(not math.isfinite(one.get(token, math.nan)) for one in found for token in asked):
-            raise EngineUnavailable("vLLM did not tell the log-probabilities that it was asked for.")
+            raise EngineUnavailable("vLLM did not return all log-probabilities that were requested.")
         return found
 
 
 def scoring_requests(labels: Sequence[Sequence[int]]) -> list[tuple[list[int], list[LabelPrefix]]]:
-    """The requests that score labels: prefixes, each with at most `SCORED_TOKENS` next tokens."""
+    """The requests that score labels: each has at most `SCORED_TOKENS` next tokens, and the prefixes before them."""
     following: dict[LabelPrefix, set[int]] = {}
     for label in labels:
         for n in range(len(label)):
@@ -386,7 +388,7 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
         "max_tokens": answer.max_tokens,
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
-        "top_k": 0,  # otherwise the model's own defaults would apply to these three
+        "top_k": 0,  # the model's own defaults would replace a missing top_k, min_p or repetition_penalty
         "min_p": sampler.min_p,
         "repetition_penalty": sampler.repetition_penalty,
         "seed": sampler.seed,
@@ -405,7 +407,7 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
 
 
 def _chosen(choice: Mapping[str, Any], top: int | None) -> list[SampledToken]:
-    """The tokens of a chunk, with log-probabilities if requested, the `top` likeliest first."""
+    """The tokens of a chunk; with `top`, also their log-probabilities and the `top` likeliest tokens."""
     from mta_cli.engine.generation.sampler import SampledToken
 
     tokens = [int(token) for token in choice["token_ids"] or ()]
@@ -415,7 +417,7 @@ def _chosen(choice: Mapping[str, Any], top: int | None) -> list[SampledToken]:
         return [SampledToken(token) for token in tokens]
     chosen, logs = [], choice["logprobs"]
     for n, token in enumerate(tokens):
-        # includes the chosen token
+        # vLLM adds the chosen token to the likeliest tokens
         found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])
         chosen.append(SampledToken(token, float(logs["token_logprobs"][n]), tuple(found[:top])))
     return chosen
@@ -430,7 +432,7 @@ def _no_answer(error: httpx.HTTPError) -> EngineUnavailable:
 
 
 def _refusal(status: int, content: bytes, model: str) -> MtaError:
-    """A vLLM error as one of ours; vLLM's message is used only for refused requests."""
+    """The error for a failed request to vLLM. Only the error for status 400 contains vLLM's message."""
     message = ""
     with suppress(*NOT_UNDERSTOOD):
         message = str(json.loads(content)["error"]["message"])[:500]

@@ -37,7 +37,7 @@ def wanted_fingerprint(root: Path) -> str | None:
 
 
 def register() -> None:
-    """The entry point `vllm.general_plugins`."""
+    """Register the resolver of adapters with vLLM, which calls this entry point of `vllm.general_plugins`."""
     if not (given := os.environ.get(FOLDER_VARIABLE)):
         return
     from vllm.lora.request import LoRARequest
@@ -63,5 +63,5 @@ def register() -> None:
             return LoRARequest(lora_name, 1, str(folder))
 
     if not os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-        log.warning("vLLM asks for no adapter unless VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
+        log.warning("vLLM loads no adapters of mta unless VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is set")
     LoRAResolverRegistry.register_resolver("mta", AdapterResolver())
