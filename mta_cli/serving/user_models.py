@@ -360,7 +360,7 @@ class UserModels(Generic[W]):
         return shown | parts | {"bytes": size, "heldout": loss, "ladder": bank.config.get("ladder")}
 
     def list_targets(self, may: May) -> Iterator[Target]:
-        """The base; for each of the first `LISTED_USERS` users whom the client may ask, a chat model and one per task."""
+        """The base; for each of the first `LISTED_USERS` users that `may` allows, a chat model and one per task."""
         yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
             if (user := self.reg.users.find(name)) is None:
