@@ -1,4 +1,5 @@
 """LoRA weights: initialisation, merging, files, and batches with a different LoRA in each row.
 
-Read `adapter` first, then `merge` (exact in ΔW), and `batched`; `cores` reads stacks of former versions.
+Read `adapter` first, then `merge` and `batched`. `row_factors` serves continuous batching; `cores` reads stacks that
+earlier versions stored.
 """

@@ -1,7 +1,7 @@
 """LoRA weights: their files, the layers that train them, and merging them into a base's weights.
 
 A LoRA adds `scale · B A` to a frozen weight `W` (Hu et al., arXiv 2106.09685), with `A [rank, in]`, `B [out, rank]` and
-`scale = alpha / rank`. Files hold PEFT's key names, so that PEFT reads every one of them.
+`scale = alpha / rank`. Files use PEFT's key names.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Placement:
 
     @classmethod
     def parse(cls, text: str) -> Placement:
-        """The placement of a text that `str` made. Raises IntegrityFault for any other text."""
+        """The placement that `str` wrote as `text`. Raises IntegrityFault for any other text."""
         match = re.fullmatch(r"(\d+)-(\d+)/(?:all|late([1-9]\d*))", text)
         if match is None:
-            raise IntegrityFault(f"unknown placement {text!r}", hint="update mta: the adapter is from a newer version")
+            raise IntegrityFault(f"unknown LoRA placement {text!r}", hint="update mta: it may be from a newer version")
         return cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
 
     @classmethod
@@ -68,20 +68,20 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """The name that `from_name` takes; `all` for a LoRA that begins in the first layer."""
+        """The name for `from_name`: `late` for late tokens, else `upper` if it begins above layer 0, else `all`."""
         return "late" if self.late_tokens is not None else "upper" if self.first_layer else "all"
 
     def first_position(self, prompt: int) -> int:
-        """The first position on which the LoRA acts, in a text with `prompt` prompt tokens."""
+        """The first position on which the LoRA acts, in a text whose prompt has `prompt` tokens."""
         return 0 if self.late_tokens is None else max(0, prompt - self.late_tokens)
 
 
 def merge_placements(placements: Sequence[Placement]) -> Placement:
-    """The layers of all `placements` together. Raises IntegrityFault when they act on different tokens."""
+    """The layer range that contains all `placements`. Raises IntegrityFault if they act on different tokens."""
     if len({one.late_tokens for one in placements}) != 1:
         raise IntegrityFault(
             f"these LoRAs act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
-            hint=("use one ", Flag("placement"), " for the bank and the stacks"),
+            hint=("train anchors and stacks with the same ", Flag("placement")),
         )
     return Placement(
         min(p.first_layer for p in placements), max(p.last_layer for p in placements), placements[0].late_tokens
@@ -103,7 +103,7 @@ class LoraWeights:
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters."""
+        """The number of entries in all `A` and `B`."""
         return sum(a.numel() + b.numel() for a, b in self.factors.values())
 
     def delta_weight(self, path: str) -> Tensor:
@@ -122,11 +122,11 @@ class LoraWeights:
         factors = {path: (a.half(), b.half()) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
             if not all(bool(torch.isfinite(t).all()) for t in pair):
-                raise IntegrityFault(f"{path} has weights that are not finite", hint="lower the learning rate")
+                raise IntegrityFault(f"the LoRA of {path} is not finite in float16", hint="lower the learning rate")
         return LoraWeights(factors, self.scale, self.placement)
 
     def to_bytes(self, metadata: Mapping[str, Any]) -> bytes:
-        """A safetensors file under PEFT's names, with `metadata` (JSON values), scale and placement in its header."""
+        """The bytes of a safetensors file; its header has `metadata` (JSON values), the scale and the placement."""
         tensors = {}
         for path, (a, b) in sorted(self.factors.items()):
             tensors[f"{PEFT_KEY_PREFIX}{path}.lora_A.weight"] = a.contiguous()
@@ -138,7 +138,7 @@ class LoraWeights:
     def from_file(cls, path: Path) -> LoraWeights:
         """The weights of a file that `to_bytes` made. The file is memory-mapped.
 
-        Raises IntegrityFault for any other file.
+        Raises IntegrityFault for any other file, and for one that cannot be read.
         """
         try:
             metadata, factors = read_adapter_file(path)
@@ -160,18 +160,18 @@ def squared_norm(a: Tensor, b: Tensor) -> float:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear modules inside decoder layers by path, in the model's own order."""
+    """The linear modules inside decoder layers by path, in the model's own order, without routers of experts."""
     return {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and LAYER_INDEX_PATTERN.search(path)
-        and not type(module).__name__.endswith("Router")  # as Llama 4's, which returns a choice of experts
+        and not type(module).__name__.endswith("Router")  # Llama 4's returns a choice of experts too
     }
 
 
 def layer_of(path: str) -> int:
-    """The decoder layer in a module's path."""
+    """The index of the decoder layer in a module's path. Raises BadInput for a path without one."""
     match = LAYER_INDEX_PATTERN.search(path)
     if match is None:
         raise BadInput(f"{path} is not a module of a decoder layer")
@@ -179,9 +179,8 @@ def layer_of(path: str) -> int:
 
 
 def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
-    """Module paths that `targets` (names, comma-separated, or `all-linear`) select in the layers of `placement`.
-
-    Raises UsageError when a name fits no layer of this base.
+    """The paths of the modules that `targets` (names, comma-separated, or `all-linear`) selects in the layers of
+    `placement`, and the placement itself. Raises as `select_target_modules`.
     """
     layers = linear_layers(model)
     where = Placement.from_name(placement, 1 + max((layer_of(path) for path in layers), default=0))
@@ -195,7 +194,7 @@ def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple
 def init_lora_weights(
     model: nn.Module, targets: str, placement: str, rank: int, alpha: float, seed: int
 ) -> LoraWeights:
-    """Initial factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW starts at zero. Same seed, same numbers."""
+    """Initial factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW is zero. The same seed gives equal numbers."""
     paths, where = find_target_modules(model, targets, placement)
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
@@ -224,7 +223,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`W + B A`, for layers that multiply by the weight themselves, as Mamba's do."""
+        """`W + B A`, for models that read the weight instead of calling the layer, as Mamba does."""
         return self.linear.weight + (self.b @ self.a).to(self.linear.weight.dtype)
 
     @property
@@ -235,7 +234,7 @@ class LoraLinear(nn.Module):
 
 @contextmanager
 def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Inside the block, a `LoraLinear` takes the place of each linear layer in `factors`; scales are inside B.
+    """Inside the block, a `LoraLinear` replaces each linear layer in `factors`; B must include the scale.
 
     Raises BadInput for a module that is not a plain linear layer.
     """
@@ -254,10 +253,10 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
 
 
 class AdapterMerger:
-    """Merges one LoRA at a time into a base's weights, so that it adds no cost to a pass.
+    """Merges one LoRA at a time into a base's weights, so that it adds no cost to a forward pass.
 
     The original weights of adapted modules are kept, so that `set_adapter(None)` restores the base bit for bit. A
-    packed (quantised) weight is not changed; a hook adds `B A x` to its module's output.
+    packed (quantised) weight is not changed; a hook adds the scaled `B A x` to its module's output.
     """
 
     def __init__(self, base: LoadedBase) -> None:
@@ -275,7 +274,7 @@ class AdapterMerger:
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
             raise UsageError(
-                "a LoRA for late tokens only cannot be merged into weights, which act on all tokens",
+                "a LoRA that acts only on late tokens cannot be merged into weights, which act on all tokens",
                 hint=("train it with ", Flag("placement", "upper")),
             )
         # 1. undo the earlier adapter; modules of the new one are overwritten below

@@ -24,7 +24,7 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
     header = read_safetensors_header(path)
     dtypes = {entry["dtype"] for entry in header.tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(FACTOR_DTYPES):
-        raise BadInput(f"its tensors must all have the same number format, one of {', '.join(FACTOR_DTYPES)}")
+        raise BadInput(f"all its tensors must have one number format, out of {', '.join(FACTOR_DTYPES)}")
     keys: dict[str, dict[str, str]] = {}  # by module path, then by A or B
     for key in sorted(header.tensors, key=lambda name: header.tensors[name]["data_offsets"]):
         match = _FACTOR_KEY.fullmatch(key)

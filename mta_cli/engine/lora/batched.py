@@ -21,8 +21,8 @@ from mta_cli.errors import IntegrityFault
 
 @dataclass(frozen=True)
 class ModuleSlice:
-    """A module's place in the Llama decoder: layer, fused projection, and the number of output columns before and after
-    its own.
+    """A module's place in the Llama decoder: its layer and fused projection, and how many output columns of the
+    projection come before and after the module's own.
 
     `shape` is (out, in) of the module's weight.
     """
@@ -35,7 +35,7 @@ class ModuleSlice:
 
 
 def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, ModuleSlice]:
-    """The place of each module path. Raises IntegrityFault when the base has no such module."""
+    """The slice of each module path. Raises IntegrityFault for a path that the base does not have."""
     places = {
         f"model.layers.{layer}.{name}": (layer, projection, index)
         for layer, one in enumerate(decoder.layers)
@@ -88,7 +88,7 @@ def fuse_factors(slices: Mapping[str, ModuleSlice], factors: Mapping[str, tuple[
 def stack_loras(weights: Sequence[LoraWeights | None], device: torch.device) -> Factors:
     """Float32 `A [users, rank, in]` and scaled `B [users, out, rank]` by module path, padded with zeros.
 
-    The rank is the largest of a module's users; a user without the module has zeros.
+    Each module has the largest rank among its users; a user without the module has zeros.
     """
     # 1. the shape of each module  (rank, in, out)
     shapes: dict[str, tuple[int, int, int]] = {}
@@ -111,7 +111,7 @@ def stack_loras(weights: Sequence[LoraWeights | None], device: torch.device) -> 
 
 
 class FrozenLoras:
-    """Frozen LoRAs, one for each user; None for a user without one."""
+    """The frozen LoRA of each user; None for a user without one. All must act on the same tokens."""
 
     def __init__(self, decoder: LlamaDecoder, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
@@ -124,7 +124,7 @@ class FrozenLoras:
         self._factors = fuse_factors(slices, cast)
 
     def rows_lora(self, owners: Sequence[int], positions: Tensor, prompt_lengths: Sequence[int]) -> BatchedLora:
-        """The LoRA of each row's owner, masked to the `positions` [rows, time] on which it acts."""
+        """The LoRA of each row's owner, for tokens at `positions` [rows, time]; masked to those on which it acts."""
         factors = self.factors_for_rows(owners)
         if self.placement is None or self.placement.late_tokens is None:
             return BatchedLora(factors)
@@ -133,9 +133,9 @@ class FrozenLoras:
         return BatchedLora(factors, late.unsqueeze(-1).to(self._dtype))  # [rows, time, 1]
 
     def factors_for_rows(self, owners: Sequence[int]) -> FusedFactors:
-        """The factors for rows of users `owners`, by block of rows; see `BatchedLora`.
+        """The factors for rows of users `owners`, by block of rows as in `BatchedLora`.
 
-        Without the block axis if one owner has all rows; empty if no user has a LoRA.
+        There is no block axis if one user owns all rows. The result is empty if no user has a LoRA.
         """
         if not self._factors:
             return {}
@@ -187,7 +187,7 @@ class TrainableLoras:
 
 
 class LoraParams:
-    """Leaf copies of a group's factors for the rows of one pass, one for each block, in the dtype of the pass.
+    """Copies of a group's factors for one pass: leaf tensors, one copy for each block of rows, in the pass's dtype.
 
     After `backward`, `accumulate_grads` adds their gradients to the group's.
     """

@@ -1,8 +1,8 @@
 """Stacks of earlier versions ("cores"): for each module a small matrix between frozen factors that a bank's users
 share.
 
-`ΔW = s · B_f C A_f` for every module of a `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604). Stored
-cores can still answer; new ones are not trained.
+`ΔW = s · B_f C A_f` for every module of a `basis`, where only C belongs to the user (LoRA-XS, arXiv 2405.17604).
+Stored cores can still answer; new ones are not trained.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 
-_HINT = "adapt the user again"
+_HINT = ("train it again: ", Command("user adapt"))
 
 
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
     """The ΔW of a core as a LoRA, float32 with scale 1.
 
-    A core of smaller rank than `basis` uses only the basis's first directions, scaled so that their norm is that of the
-    whole basis.
+    A core of smaller rank than `basis` uses only the first directions of the basis, scaled to the norm of the whole
+    basis.
 
     `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
     IntegrityFault for bytes that are not a core on this basis.

@@ -1,4 +1,4 @@
-"""Merging LoRAs exactly, reducing their rank, and the weights of anchors.
+"""Merging LoRAs exactly, reducing their rank, and averaging factors as the paper's authors do.
 
 Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [w_1 s_1 A_1; …]`, `B = [B_1, …]`. Averaging A and B
 separately would add cross terms `B_i A_j` that are as large as the signal.
@@ -20,13 +20,13 @@ from mta_cli.errors import IntegrityFault
 def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
     """One LoRA, float32 on the CPU with scale 1, whose ΔW is the weighted sum of the parts' ΔW; None for no parts.
 
-    Parts may differ in rank, alpha and modules. Parts of weight zero are left out. Raises IntegrityFault when a
-    module's shape differs, as in LoRAs for different bases.
+    Parts may differ in rank, alpha and modules. Parts of weight zero are left out. Raises IntegrityFault if the shape
+    of a module differs, as in LoRAs for different bases, or if parts act on different tokens.
     """
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    # 1. by module, each part's A [rank, in], B [out, rank], and weight · scale, by which A is multiplied below
+    # 1. by module, each part's A [rank, in], B [out, rank], and weight · scale, which will multiply A
     by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
@@ -41,7 +41,7 @@ def _concatenate_ranks(path: str, parts: Sequence[tuple[Tensor, Tensor, float]])
     if len({(b.shape[0], a.shape[1]) for a, b, _ in parts}) > 1:
         raise IntegrityFault(
             f"these adapters cannot be merged: {path} does not have the same shape in all of them",
-            hint="merge only adapters of one base",
+            hint="merge only adapters that were trained on the same base",
         )
     a, b = torch.cat([a for a, _, _ in parts]).float(), torch.cat([b for _, b, _ in parts], 1).float()
     scales = torch.cat([torch.full((a.shape[0], 1), scale) for a, _, scale in parts])  # [Σ rank, 1]
@@ -67,7 +67,7 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The LoRA cut to its first `rank` directions, for a result of `compress_to_rank` the nearest LoRA of that rank."""
+    """The LoRA cut to its first `rank` directions. If `compress_to_rank` made it, this is the nearest of that rank."""
     return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 

@@ -1,4 +1,4 @@
-"""LoRA factors for continuous batching: of the rows of a batch, and of a prompt.
+"""LoRA factors for continuous batching: for prompts, and for the rows of a decoding batch.
 
 A user's factors are cast and fused once. In decoding, all LoRAs of a row act on every new token, so they are
 concatenated into one pair of factors for each projection.
@@ -20,7 +20,7 @@ from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder
 
 
 def fused_factors(decoder: LlamaDecoder, weights: LoraWeights | None) -> FusedFactors:
-    """A LoRA's `A [in, rank]` and scaled `B [rank, Σ out]` by layer and projection, in the decoder's number format."""
+    """A LoRA's `A [in, rank]` and scaled `B [rank, Σ out]` by layer and projection, in the decoder's dtype."""
     if weights is None:
         return {}
     slices = module_slices(decoder, list(weights.factors))
@@ -74,7 +74,7 @@ class UserFactors:
 
     @property
     def num_bytes(self) -> int:
-        """The memory of the user's own factors."""
+        """The bytes of the user's own factors: `everywhere`, `late` and their concatenation, without `shared`."""
         return sum(_bytes(factors) for factors in (self.everywhere, self.late)) + (
             _bytes(self.decoding_factors) if self.everywhere and self.late else 0
         )
@@ -85,7 +85,7 @@ def _bytes(factors: FusedFactors) -> int:
 
 
 def prompt_loras(users: Sequence[UserFactors], prompts: Sequence[int], first: int, last: int) -> list[BatchedLora]:
-    """The LoRAs of positions `first` to `last` (exclusive) of a text of each user, with `prompts[i]` prompt tokens."""
+    """The LoRAs for positions `first` to `last` (exclusive) of one text per user; `prompts[i]` counts prompt tokens."""
     rows = [RowFactors([user.shared for user in users]), RowFactors([user.everywhere for user in users])]
     loras = [one.batched_lora() for one in rows]
     clean = [user.reusable_length(prompt, last) for user, prompt in zip(users, prompts, strict=True)]
@@ -106,7 +106,7 @@ class RowFactors:
 
     def __init__(self, rows: Sequence[FusedFactors] = (), dtype: torch.dtype | None = None) -> None:
         self._rows, self._dtype = list(rows), dtype
-        self._same: tuple[FusedFactors, BatchedLora] | None = None  # factors that all rows had, and their LoRA
+        self._same: tuple[FusedFactors, BatchedLora] | None = None  # the last factors of all rows, and their LoRA
         self._written: list[FusedFactors | None] = []  # the factors in each slot
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._lora: BatchedLora | None = None  # the cached LoRA of all rows, until a row joins or leaves
@@ -127,7 +127,7 @@ class RowFactors:
         self._written = [self._written[source] if source < len(self._written) else None for source in order]
 
     def batched_lora(self) -> BatchedLora | None:
-        """The LoRA of all rows: a single pair of factors if all rows have the same, None if no row has any."""
+        """The LoRA of all rows: without a row axis if all rows have the same factors, None if no row has factors."""
         if self._lora is None and any(self._rows):
             if all(row is self._rows[0] for row in self._rows):
                 if self._same is None or self._same[0] is not self._rows[0]:
@@ -160,6 +160,7 @@ class RowFactors:
         rank, before = a.shape[-1], 0 if known is None else known[0].shape[-1]
         if known is not None and rank <= before and len(self._rows) <= len(known[0]):
             return
+        # room for the next power of two, so that few joining rows need new tensors
         most = 1 << (max(len(self._rows), len(known[0]) if known is not None else 0) - 1).bit_length()
         wide = max(rank, before)
         a_slots = a.new_zeros(most, a.shape[-2], wide, dtype=self._dtype)

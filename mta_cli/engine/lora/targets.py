@@ -1,4 +1,4 @@
-"""The target modules of adapters: from options, and from the headers of a model's files."""
+"""Which linear layers a LoRA adapts: chosen by name, and checked against a model's files before it is loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mta_cli.options import STACK_TARGETS
 
 ALL_LINEAR = "all-linear"
 LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
-"""The number of the decoder layer in a module's path."""
+"""Finds the index of the decoder layer in a module's path."""
 
 
 def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """The names among `known` that `targets` (comma-separated, or `all-linear`) selects.
 
-    The default of stacks selects all linear layers if the base has none of those names, as in Phi 3 and Mamba. Raises
+    The default targets of stacks select all linear layers if the base has neither, as in Phi 3 and Mamba. Raises
     UsageError for an unknown name and for an empty list. Raises BadInput for a base without linear layers.
     """
     if not known:
@@ -33,7 +33,7 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     unknown = sorted(selected - known)
     if unknown or not selected:
         raise UsageError(
-            f"targets {', '.join(unknown) or targets!r}: this base has no such layers",
+            f"this base has no linear layers called {', '.join(unknown) or repr(targets)}",
             hint=f"choose among {', '.join(sorted(known))}, or {ALL_LINEAR}",
         )
     return selected
@@ -58,7 +58,7 @@ def require_targets(targets: str, folder: Path) -> None:
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) == 2 and LAYER_INDEX_PATTERN.search(name)
     }
-    # GPT-2's Conv1D weights are [in, out] instead of [out, in]; the length of the bias shows which
+    # GPT-2's Conv1D weights are [in, out] instead of [out, in]; the length of the bias shows which of the two
     turned = {
         path.rpartition(".")[2]
         for path, (rows, columns) in matrices.items()

@@ -28,13 +28,13 @@ EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vect
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes distributed by the label rates, for queries without a near item
-FIT_SHOTS = 5  # known items of a user when another one is predicted, as for a new user
+FIT_SHOTS = 5  # a user's answers that are known when another item is predicted, as for a new user
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
-MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; at least one from each
+MAX_FIT_ITEMS = 2_000  # items to fit on, equally many from each user; at least one
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # weights of model and memory in their sum
-WEIGHTS_PRIOR_ITEMS = 20.0  # nats that a squared distance of 1 from equal weights costs, in the loss of all items
-CROSS_FIT_FOLDS = 5  # folds of users: each fold is scored by a discriminant of the others
-MAX_CACHED_TIMES = 8
+WEIGHTS_PRIOR_ITEMS = 20.0  # nats added to the loss of all items for a squared distance of 1 from equal weights
+CROSS_FIT_FOLDS = 5  # folds of users: each fold is scored by a discriminant of the other folds
+MAX_CACHED_TIMES = 8  # question times for which the earlier items are cached
 MAX_CACHED_ASKERS = 256  # users for whom a discriminant without their items is cached
 QUERY_BLOCK = 256  # queries at once, since [block, items] weights are in memory
 
@@ -72,8 +72,8 @@ class NeighbourIndex:
     """The labelled items of a bank.
 
     `vectors` [items, width] are unit embeddings of their inputs, `labels` [items] label indices, `item_users` [items]
-    user numbers. `rates` [labels] are the label frequencies, which sum to one. `times` [items] are ISO 8601, empty if
-    unknown; no array if all are unknown.
+    user numbers. `rates` [labels] are the label frequencies, which sum to one. `times` [items] are ISO 8601, an empty
+    text if unknown; an empty tuple if all are unknown.
     """
 
     vectors: Vectors
@@ -118,7 +118,7 @@ class NeighbourIndex:
     ) -> Array:
         """Log label rates [queries, labels] among the neighbours of unit `queries` [queries, width].
 
-        With `excluded_users` [queries], the items of that user do not vote on that query.
+        With `excluded_users` [queries], the items of query i's excluded user do not vote on query i.
         """
         one_hot = np.eye(len(self.rates))[self.labels]  # [items, labels]
         votes = np.empty((len(queries), len(self.rates)))
@@ -219,7 +219,7 @@ class NeighbourLabelPrior:
     rates_weight: float = 0.0
 
     def beside_model(self, weights: MixtureWeights, factor: float = 1.0) -> NeighbourLabelPrior:
-        """The same prior, weighted for a sum with a model's log-likelihoods; the memory's weight is multiplied by
+        """The same prior, weighted for a sum with a model's log-likelihoods; the memory's weights are multiplied by
         `factor`.
         """
         own, powers = factor * weights.memory, self.kernel
@@ -286,7 +286,7 @@ def fit_mixture_weights(
 def _fit_examples(
     known: NeighbourIndex, labels: Sequence[str], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], Array, Array]:
-    """Items to predict, their weights, and the label priors of a few other answers of their users [items, labels]."""
+    """Items to predict, their weights, and their users' label priors from a few other answers [items, labels]."""
     users = np.unique(known.item_users)
     items_per_user = max(1, MAX_FIT_ITEMS // len(users))
     guessed: list[int] = []

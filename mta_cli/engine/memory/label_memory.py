@@ -5,7 +5,7 @@
     score(l) = model(l) + prior_weight · log((n_l + κ r_l) / ((n + κ) r_l))
 
 `neighbours` adds other users' answers to similar inputs (see `knn`): kernel votes `v` and a linear discriminant `d`.
-The powers of the memory and the two weights of the sum with the model are fitted when the bank is built:
+The powers `p` and the weights `a` and `b` are fitted when the bank is built:
 
     memory(l) = log r_l + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
     score(l) = a · model(l) + b · memory(l)
@@ -39,7 +39,7 @@ BYTES_PER_LABEL = 2  # a label's index and its count, for each label that the us
 
 @dataclass(frozen=True)
 class FittedNeighbours:
-    """A bank's items, the kernel fitted to them, the embedder of questions, and the weights beside a model."""
+    """A bank's items, the kernel fitted to them, the embedder of questions, and the weights of model and memory."""
 
     index: NeighbourIndex
     kernel: NeighbourKernel
@@ -49,7 +49,7 @@ class FittedNeighbours:
 
 @dataclass(frozen=True)
 class LabelMemory:
-    """The answers of a bank's users. `rates` [labels] are their label rates, which sum to one; empty where unknown.
+    """The answers of a bank's users. `rates` [labels] are their label rates, which sum to one; empty if unknown.
 
     Tasks of texts have no label memory.
     """
@@ -63,7 +63,7 @@ class LabelMemory:
         return options.memory == "neighbours" and self.neighbours is not None
 
     def prior_of(self, answers: Sequence[str], options: MemoryOptions, asker: int | None = None) -> LabelPrior | None:
-        """The label prior of a user with these `answers`; None if the memory is off or has no data.
+        """The label prior of a user with these `answers`; None if the memory is off, has no data, or has weight 0.
 
         Items of the user `asker` are not used as neighbours.
         """
@@ -90,9 +90,9 @@ class LabelMemory:
     def leave_one_out_prior(
         self, answers: Sequence[str], user: int, options: MemoryOptions
     ) -> NeighbourLabelPrior | None:
-        """The prior of one of the user's own items, from their other `answers` and other users' items.
+        """The prior for an item of the user, from the user's other `answers` and other users' items.
 
-        None if neighbours are not used. The model is then trained without a label prior.
+        None if neighbours are not used; the model is then trained without a label prior.
         """
         if self.neighbours is None or not self.uses_neighbours(options):
             return None

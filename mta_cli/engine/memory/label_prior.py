@@ -16,7 +16,7 @@ from mta_cli.engine.text.labels import find_label
 
 PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 MIN_LABEL_RATE = 1e-4  # the smallest rate, for labels that no user gives
-MEDIAN_THRESHOLD = 0.5 - 1e-9  # tolerance for a sum of probabilities in floating point
+MEDIAN_THRESHOLD = 0.5 - 1e-9  # one half, less a tolerance for rounding
 
 
 class LabelPrior(Protocol):
@@ -56,7 +56,7 @@ class FrequencyLabelPrior:
 def add_label_prior(
     scores: Sequence[float], prior: LabelPrior | None, text: str, time: str | None = None
 ) -> tuple[float, ...]:
-    """The model's log-likelihoods of the labels of an answer to `text`, with the user's prior added, nats."""
+    """The model's log-likelihoods `scores` of the labels, weighted, plus the user's prior for `text`; nats."""
     if prior is None:
         return tuple(scores)
     return tuple(prior.model_weight * score + known for score, known in zip(scores, prior(text, time), strict=True))
@@ -81,7 +81,7 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
 def label_rates(outputs: Sequence[str], labels: Sequence[str]) -> tuple[float, ...]:
     """The frequency of each label with add-one (Laplace) smoothing; the rates sum to one.
 
-    Outputs that are not labels are left out. Without labels, the rates are equal.
+    Outputs that are not labels are left out. If none is a label, the rates are equal.
     """
     counts = _count_labels(outputs, labels)
     total = sum(counts) + len(labels)

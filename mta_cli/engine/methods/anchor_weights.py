@@ -23,15 +23,15 @@ from mta_cli.engine.work import AnchorLookup, SingleReport
 from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
-SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
+SHARE_BYTES = 12  # of an anchor's number, similarity and weight in a recipe, four bytes each
 COSINE_TOLERANCE = 1e-6  # cosines may differ by this much between batches
-# the most in one batch of evidence; a single user may have more anchors
+# the most users and anchors in one batch of evidence; a batch of one user may have more anchors
 MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64
 
 
 @dataclass(frozen=True)
 class AnchorShare:
-    """One anchor of a recipe: its index, its cosine with the user's profile, and its weight, both as float32 values."""
+    """One anchor of a recipe: its index, its cosine with the user's profile, and its weight."""
 
     anchor: int
     similarity: float
@@ -39,7 +39,7 @@ class AnchorShare:
 
     @classmethod
     def rounded(cls, anchor: int, similarity: float, weight: float) -> AnchorShare:
-        """A share as a recipe stores it."""
+        """The share as a recipe stores it, with similarity and weight rounded to float32."""
         return cls(anchor, *struct.unpack("<2f", struct.pack("<2f", similarity, weight)))
 
 
@@ -91,7 +91,8 @@ def weighting_for(user: UserShots, weighting: str) -> str:
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
     """The user's nearest anchors, nearest first: as many as the larger of `candidates` and `top_k`.
 
-    An anchor with a minimum similarity is skipped for users below it; the next nearest takes its place.
+    An anchor is skipped if the user's cosine is below its minimum; the next nearest takes its place. Empty for a user
+    without a profile.
     """
     if user.profile is None or not len(context.anchors):
         return []
@@ -134,7 +135,8 @@ def weigh_anchors(
     options: FuseOptions,
     memory: MemoryOptions,
 ) -> list[list[AnchorShare]]:
-    """Each user's recipe: anchors and weights. It is empty for `none`, and for users without items except for `random`.
+    """Each user's recipe: anchors and weights. It is empty for the weighting `none`, and for a user without items
+    unless the weighting is `random`.
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """
@@ -173,7 +175,7 @@ def shot_cases(
 
 def _evidence(base: LoadedBase, anchors: AnchorLookup, cases: Sequence[ShotCase]) -> list[dict[int | None, float]]:
     candidates: list[list[int | None]] = [[None, *(place for place, _ in case.candidates)] for case in cases]
-    # 1. the distinct candidates of these users; the shots as examples
+    # 1. the distinct candidates of these users
     columns = {place: n for n, place in enumerate(dict.fromkeys(place for places in candidates for place in places))}
     loras = [() if place is None else (anchors[place],) for place in columns]
     whole = [(case.examples, ()) for case in cases]

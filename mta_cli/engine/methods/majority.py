@@ -18,10 +18,10 @@ from mta_cli.engine.text.tasks import Task
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """Answers the user's most frequent label, or for scores a number computed from all scores that the user gave. Ties
-    go to the label that is more common in the bank.
+    """Answers the user's most frequent label, or for scores `summarise` of all scores that the user gave. Ties go to
+    the label that is more common in the bank.
 
-    The likelihoods are the user's label rates, smoothed by the population's rates up to the question.
+    The log-likelihoods are from the user's label rates, smoothed by the population's rates up to the query's time.
     """
 
     task: Task
@@ -67,7 +67,7 @@ def build_majority_models(context: MethodContext, users: Sequence[UserShots], se
 
 
 def build_mean_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """As `build_majority_models`, but scores are answered by their mean, rounded half up."""
+    """As `build_majority_models`, but a score is answered by the mean of the user's scores, rounded half up."""
     return _build_models(context, users, lambda scores: math.floor(statistics.fmean(scores) + 0.5))
 
 
@@ -86,7 +86,7 @@ def simplest_answerer(
     outputs: Sequence[str],
     summarise: Callable[[Sequence[float]], float] = statistics.median,
 ) -> MajorityAnswer | NearestShotAnswer:
-    """The baseline without a language model for a user with these items."""
+    """The answerer for a user with these items: majority for a task of labels or scores, else the nearest shot."""
     if not task.labels:
         return NearestShotAnswer(tuple(inputs), tuple(outputs))
     return MajorityAnswer(task, tuple(outputs), rates_until, summarise)
@@ -105,9 +105,9 @@ MEAN_METHOD = replace(
     METHOD,
     name="majority-mean",
     step="",
-    about="for scores the user's rounded mean; else as majority",
+    about="the user's mean score, rounded; the same as majority for labels and texts",
     build=build_mean_models,
     version=3,
 )
 FINAL_ANSWERS = frozenset({METHOD.name, MEAN_METHOD.name})
-"""Methods whose answer is not replaced by the decision from calibrated label likelihoods."""
+"""Methods that keep their own answer; other methods answer by calibrated label likelihoods."""

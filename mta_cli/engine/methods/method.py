@@ -29,10 +29,10 @@ class UserShots:
     """A method's view of a user: the shots, without any held-out query.
 
     `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. If
-    `stack_rows` are given, stacks are trained on them: all shots with no item shown, all with one, and so on, so that
-    the weights learn the user's style and examples still help. `times` are ISO 8601 or None. `other_answers` are the
-    user's known answers besides the shots; they count in the label prior only. `profile` is the user's unit embedding
-    [width], float32; None for a user without items. `number` identifies the user.
+    `stack_rows` are given, stacks are trained on them: every shot with no other item in its prompt, then every shot
+    with one, and so on, so that the weights learn the user's style and examples still help. `times` are ISO 8601 or
+    None. `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile`
+    is the user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
     """
 
     number: int
@@ -90,8 +90,8 @@ class MethodContext:
 
 
 DirectAnswerer = Callable[[str, str | None], tuple[str, tuple[float, ...]]]
-"""Maps a query's text and time to an answer without a language model; for a task of labels, with each label's
-log-probability.
+"""Maps a query's text and time to an answer and each label's log-probability, without a language model. There are no
+log-probabilities for a task of texts.
 """
 
 
@@ -99,8 +99,8 @@ log-probability.
 class UserModel:
     """One user's model: LoRAs above the base as loaded, and the label prior.
 
-    `bytes` is the size stored for the user. `failed`: the training did not end in finite weights, so the stack is
-    missing. `answerer`, if set, replaces the language model.
+    `bytes` is the size stored for the user. `failed`: the training diverged, so the stack is missing. `answerer`, if
+    set, replaces the language model.
     """
 
     loras: tuple[LoraWeights, ...] = ()

@@ -26,10 +26,8 @@ MTA = Method(
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A group's models before their stacks are trained: the training, if any, and `finish`, which makes the models from
-    its result.
-
-    `finish` takes the result of `work`; None if there is no work.
+    """`work` trains the stacks of a group of users; None if there is nothing to train. `finish` makes the users' models
+    from the result of `work`, or from None without work.
     """
 
     work: GroupWork | None
@@ -45,7 +43,7 @@ def build_models(
 
 
 def plan_models(method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> ModelPlan:
-    """The part of `build_models` before the stacks are trained."""
+    """All of `build_models` except the training of the stacks, which the plan leaves to the caller."""
     options = MethodOptions.from_settings(method, settings)
     if method.build is not None:
         models = method.build(context, users, settings)

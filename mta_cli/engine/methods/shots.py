@@ -12,7 +12,8 @@ from mta_cli.options import MemoryOptions
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
     """The user's shots as examples, each with its label prior (neighbours, other answers) if neighbours are used.
 
-    So training learns only what the memory does not know yet. A shot whose output is not a label is learned as a text.
+    The prior keeps training from learning what the memory already knows. A shot whose output is not a label is learned
+    as a text.
     """
     return _cached_examples(context, user, user.rows, memory)
 

@@ -1,4 +1,4 @@
-"""Stage 3, the user's own stack: a LoRA, trained above the frozen fusion. Its defaults stand in `options.py`."""
+"""Stage 3, the user's own stack: a LoRA, trained above the frozen fusion. Its defaults are in `options.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FrozenLoras = tuple[LoraWeights, ...]
 class UserStack:
     """A user's trained stack, rounded as the store keeps it, and its size in bytes.
 
-    `loras` holds the stack. It is empty without shots, and if the training did not end in finite weights (`failed`).
+    `loras` holds the stack. It is empty for a user without shots, and if the training diverged (`failed`).
     """
 
     loras: tuple[LoraWeights, ...] = ()
@@ -36,10 +36,10 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
 
 
 def stack_schedule(rows: int, options: AdaptOptions, labels: bool) -> Schedule:
-    """The training schedule of a stack with `rows` shots: by default, passes that fall with √rows.
+    """The training schedule of a stack with `rows` shots; `labels` says whether the task has labels.
 
-    `epochs` or else `steps` of the options take precedence. The default is `STACK_PASSES` / √rows passes, at least
-    `MIN_STACK_PASSES`: fewer do not show a style, and more overfit a short history.
+    `epochs` or else `steps` of the options decide its length. The default is `STACK_PASSES` / √rows passes, at least
+    `MIN_STACK_PASSES`: fewer do not teach a style, and more overfit a short history.
     """
     rate = options.peak_rate(labels)
     if options.steps is not None and options.epochs is None:
@@ -80,11 +80,11 @@ def stack_work(
 
 
 def read_stacks(users: Sequence[UserShots], work: GroupWork | None, result: TrainingResult | None) -> list[UserStack]:
-    """The stack of each of `users` from the result of `stack_work`, rounded to float16 as in the store."""
+    """The stack of each of `users`, from the `result` of training their `work`; in float16, as in the store."""
     if work is None:
         return [UserStack() for _ in users]
     assert result is not None, "the work was done"
-    size = 2 * work.members[0].initial_weights.num_parameters
+    size = 2 * work.members[0].initial_weights.num_parameters  # two bytes for each float16
     loras = (result.weights.get(member) for member in range(len(work.members)))
     trained = (UserStack(failed=True) if lora is None else UserStack((lora,), size) for lora in loras)
     return [next(trained) if user.rows else UserStack() for user in users]

@@ -1,7 +1,7 @@
 """Every way to weight a user's anchors: its settings and its formula.
 
-To add one, add an entry here, and its name to `options.WEIGHT_METHODS` if users may choose it. A formula of anything
-but cosines is in `_weigh` of `anchor_weights.py`.
+To add one, add an entry here, and its name to `options.WEIGHT_METHODS` if users may choose it. A formula that needs
+more than cosines goes into `_weigh` of `anchor_weights.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CosineWeights = Callable[[Sequence[float]], list[float]]
 
 
 def similarity_weights(similarities: Sequence[float]) -> list[float]:
-    """Each similarity's share of their sum (the paper's rule); negative ones count as zero, all-zero ones as equal."""
+    """Each similarity's share of their sum (the paper's rule). Negative ones count as zero; equal weights if all do."""
     kept = [max(value, 0.0) for value in similarities]
     total = sum(kept)
     return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))
@@ -29,8 +29,8 @@ def uniform_weights(count: int) -> list[float]:
 def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
     """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
 
-    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
-    candidate gets the rest of a sum of one.
+    Softmax of `sharpness × log-likelihood` over anchors and null candidate: at sharpness 1 the posterior under a flat
+    prior. The null candidate's weight is left out of the result.
     """
     scores = [sharpness * value for value in (*logliks, null)]
     top = max(scores)

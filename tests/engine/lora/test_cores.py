@@ -10,7 +10,7 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.cores import unpack_core
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import IntegrityFault, words_to_text
 from tests.engine.lora_cases import random_lora
 
 
@@ -37,7 +37,7 @@ def test_only_bytes_of_a_square_for_each_module_are_a_core(base: LoadedBase, siz
     """Seven modules, two bytes a number: 14, 56 and 126 bytes are squares of 1, 2 and 3; 224, of 4, is too wide."""
     with pytest.raises(IntegrityFault, match=f"damaged: {size} bytes are not one square matrix") as caught:
         unpack_core(basis_of(base), bytes(size))
-    assert caught.value.hint == "adapt the user again"
+    assert caught.value.hint is not None and words_to_text(caught.value.hint) == "train it again: mta user adapt"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
