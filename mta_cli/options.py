@@ -53,9 +53,9 @@ USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 """Anchors of a bank, and history items of each, unless the data require fewer."""
 USUAL_MAX_ITEMS = 200
 """The number of a user's most recent items from which banks, recipes and stacks are made."""
-WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
+WEIGHT_METHODS = ("evidence", "similarity", "uniform")
 # computed from the likelihood of the user's own items; the task adapter gets 1 minus the anchors' sum
-SHOT_WEIGHTINGS = ("evidence", "learned")
+SHOT_WEIGHTINGS = ("evidence",)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,6 @@ class FuseOptions:
         choices=WEIGHT_METHODS,
     )
     top_k: int = option_field(4, "Largest number of anchors in a recipe.", minimum=1, maximum=10_000)
-    temperature: float = option_field(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
     sharpness: float = option_field(
         0.5, "Sharpness of evidence weights; 1 gives the posterior under a flat prior.", minimum=0, maximum=100
     )
@@ -250,9 +249,6 @@ class FuseOptions:
         maximum=1000,
     )
     candidates: int = option_field(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
-    max_cosine: float = option_field(
-        1.0, "In similarity and softmax weights, a larger cosine counts as this value.", minimum=0.01, maximum=1
-    )
 
 
 STACK_PASSES, MIN_STACK_PASSES = 16, 2

@@ -235,15 +235,3 @@ def test_an_anchor_that_draws_everybody_keeps_those_nearest_to_it(store_root: Pa
         assert all(share.similarity >= floors.get(share.anchor_id, -1.0) - 1e-5 for share in shares)
         assert any(one["gate"] == "share" for one in findings_json(reg, bank))
         tally("shares in recipes beside an anchor that draws all", "above its floor, or another's", len(shares))
-
-
-def test_a_cosine_counts_no_more_than_it_may(store_root: Path) -> None:
-    with Registry.open(store_root, create=True) as reg:
-        populate(reg)
-        finish(build_bank(reg, bank_request()))
-        user = reg.users.get("asks0")
-        weights = {}
-        for most in (1.0, 0.01):
-            finish(fuse_user(reg, user, fuse_request(weights="softmax", max_cosine=most)))
-            weights[most] = [share.weight for share in reg.recipes.of_user(user.id)[0].shares]
-        assert weights[0.01] == pytest.approx([1 / 3] * 3) and max(weights[1.0]) > 0.34

@@ -1,6 +1,6 @@
 """Stage 2, fusion: the anchors that serve a user, their weights, and their merge.
 
-Similarity weights are from the paper (arXiv 2511.20072). Evidence, learned weights and the null candidate are ours.
+Similarity weights are from the paper (arXiv 2511.20072). Evidence and the null candidate are ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
-from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.work import AnchorLookup, SingleReport
 from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, MemoryOptions
 
@@ -59,10 +58,9 @@ class ShotCase:
 
 @dataclass(frozen=True)
 class EvidenceWork:
-    """The work of computing the recipes of a batch of users, by evidence or learned weights."""
+    """The work of computing the recipes of a batch of users by evidence."""
 
     cases: tuple[ShotCase, ...]
-    weighting: str
     options: FuseOptions
 
     @property
@@ -80,7 +78,7 @@ class EvidenceWork:
     def _weigh(self, base: LoadedBase, anchors: AnchorLookup) -> list[list[AnchorShare]]:
         evidence = _evidence(base, anchors, self.cases)
         return [
-            _evidence_shares(base, anchors, case, self.weighting, self.options, own) if case.candidates else []
+            _evidence_shares(case.candidates, self.options, own) if case.candidates else []
             for case, own in zip(self.cases, evidence, strict=True)
         ]
 
@@ -146,7 +144,7 @@ def weigh_anchors(
         sums = evidence_of(context, asking, options, memory) if asking else []
         evidence = dict(zip((user.number for user in asking), sums, strict=True))
         for user in batch:
-            recipes.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
+            recipes.append(_weigh(context, user, weighting_for(user, weighting), options, evidence))
     return recipes
 
 
@@ -206,7 +204,6 @@ def _weigh(
     user: UserShots,
     weighting: str,
     options: FuseOptions,
-    memory: MemoryOptions,
     evidence: dict[int, dict[int | None, float]],
 ) -> list[AnchorShare]:
     if weighting == "random":
@@ -216,39 +213,32 @@ def _weigh(
     if weighting == "none" or not (candidates := _candidates(context, user, options)):
         return []
     if weighting in SHOT_WEIGHTINGS:
-        (case,) = shot_cases(context, [user], options, memory)
-        return _evidence_shares(context.loaded_base, context.anchors, case, weighting, options, evidence[user.number])
+        return _evidence_shares(candidates[: options.candidates], options, evidence[user.number])
     nearest, of_cosines = candidates[: options.top_k], WEIGHTINGS[weighting].of_cosines
     assert of_cosines is not None, weighting
-    weights = of_cosines([min(value, options.max_cosine) for _, value in nearest], options)
+    weights = of_cosines([value for _, value in nearest])
     return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(nearest, weights, strict=True)]
 
 
 def _evidence_shares(
-    base: LoadedBase,
-    anchors: AnchorLookup,
-    case: ShotCase,
-    weighting: str,
-    options: FuseOptions,
-    evidence: dict[int | None, float],
+    candidates: Sequence[tuple[int, float]], options: FuseOptions, evidence: dict[int | None, float]
 ) -> list[AnchorShare]:
     """The `top_k` anchors under which the shots are likeliest, each weighted by `scale` times its posterior
     probability.
 
     The task adapter alone is also a candidate. The scale is below 1 because an anchor fits its own user better than any
-    other user. Learned weights start at these values and are pulled towards them.
+    other user.
     """
     # 1. the likeliest anchors
-    best = sorted(case.candidates, key=lambda pair: -evidence[pair[0]])[: options.top_k]
+    best = sorted(candidates, key=lambda pair: -evidence[pair[0]])[: options.top_k]
     # 2. their posterior probabilities, with the task adapter as null candidate; weights near zero are left out
     shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
-    kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
-    best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]
-    # 3. learned weights start there
-    if weighting == "learned" and best:
-        weights = learn_weights(base, [anchors[place] for place, _ in best], weights, case.examples)
-    return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(best, weights, strict=True)]
+    return [
+        AnchorShare.rounded(place, value, weight)
+        for (place, value), weight in zip(best, weights, strict=True)
+        if weight >= MIN_ANCHOR_WEIGHT
+    ]
 
 
 def merge_shares(

@@ -10,9 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mta_cli.options import FuseOptions
-
-CosineWeights = Callable[[Sequence[float], FuseOptions], list[float]]
+CosineWeights = Callable[[Sequence[float]], list[float]]
 """Weights of anchors from their cosines with the user's profile, the nearest first."""
 
 
@@ -28,20 +26,16 @@ def uniform_weights(count: int) -> list[float]:
     return [1.0 / count] * count
 
 
-def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
-    """Softmax of `scores / temperature`."""
-    top = max(scores)
-    powers = [math.exp((score - top) / temperature) for score in scores]
-    return [power / sum(powers) for power in powers]
-
-
 def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
     """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
 
     Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
     candidate gets the rest of a sum of one.
     """
-    return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]
+    scores = [sharpness * value for value in (*logliks, null)]
+    top = max(scores)
+    powers = [math.exp(score - top) for score in scores]
+    return [power / sum(powers) for power in powers][:-1]
 
 
 @dataclass(frozen=True)
@@ -56,17 +50,12 @@ class Weighting:
     of_cosines: CosineWeights | None = None
 
 
-_EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
 WEIGHTINGS = {
     "none": Weighting(),
-    "similarity": Weighting(("top_k", "max_cosine"), lambda cosines, options: similarity_weights(cosines)),
-    "softmax": Weighting(
-        ("top_k", "max_cosine", "temperature"), lambda cosines, options: softmax_weights(cosines, options.temperature)
-    ),
-    "uniform": Weighting(("top_k",), lambda cosines, options: uniform_weights(len(cosines))),
+    "similarity": Weighting(("top_k",), similarity_weights),
+    "uniform": Weighting(("top_k",), lambda cosines: uniform_weights(len(cosines))),
     # the authors' code assigns the shares in reverse order
-    "released": Weighting(("top_k",), lambda cosines, options: similarity_weights(cosines)[::-1]),
+    "released": Weighting(("top_k",), lambda cosines: similarity_weights(cosines)[::-1]),
     "random": Weighting(("top_k",)),
-    "evidence": Weighting(_EVIDENCE),
-    "learned": Weighting(_EVIDENCE),
+    "evidence": Weighting(("top_k", "candidates", "sharpness", "scale")),
 }

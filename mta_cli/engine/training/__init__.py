@@ -1,1 +1,1 @@
-"""Training: `trainer` for the LoRAs of groups of users, `fusion_weights` for learned weights of anchors."""
+"""Training: `trainer` trains the LoRAs of groups of users."""

@@ -22,7 +22,6 @@ POSITIVE_SETTINGS = frozenset(
         "learning_rate",
         "top_k",
         "evaluations",
-        "temperature",
         "prior_strength",
         "neighbour_weight",
         "epochs",

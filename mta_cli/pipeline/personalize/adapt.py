@@ -14,7 +14,7 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
-from mta_cli.options import SHOT_WEIGHTINGS, MachineOptions
+from mta_cli.options import SHOT_WEIGHTINGS, WEIGHT_METHODS, MachineOptions
 from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.personalize.fuse import (
@@ -178,8 +178,12 @@ def _new_weights(
     one. A recipe from which evidence dropped weights near zero is computed again whenever a number is requested.
     """
     asked = request.options.weights
-    # made before the user had a history
-    if recipe is None or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS):
+    # the last two: by a weighting that an earlier version had; made before the user had a history
+    if (
+        recipe is None
+        or recipe.method not in WEIGHT_METHODS
+        or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS)
+    ):
         return requested_weighting(request.options)
     if asked is not None and asked != recipe.method:
         return asked

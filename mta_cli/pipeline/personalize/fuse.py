@@ -262,7 +262,7 @@ def _weigh_batches(
     def works() -> Iterator[EvidenceWork]:
         for batch in user_batches(context, weighed, weighting, options):
             batches.append(batch)
-            yield EvidenceWork(shot_cases(context, batch, options, memory), weighting, options)
+            yield EvidenceWork(shot_cases(context, batch, options, memory), options)
             context.cache.clear()  # these users are not needed again
 
     done, early = 0, dict[int, Any]()  # the number of yielded batches, and batches that finished before their turn

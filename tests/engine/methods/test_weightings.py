@@ -12,10 +12,9 @@ from mta_cli.engine.methods.weightings import (
     WEIGHTINGS,
     evidence_weights,
     similarity_weights,
-    softmax_weights,
     uniform_weights,
 )
-from mta_cli.options import SHOT_WEIGHTINGS, WEIGHT_METHODS, FuseOptions
+from mta_cli.options import SHOT_WEIGHTINGS, WEIGHT_METHODS
 
 
 def test_every_weighting_that_users_may_ask_for_has_a_formula() -> None:
@@ -25,7 +24,7 @@ def test_every_weighting_that_users_may_ask_for_has_a_formula() -> None:
 
 def test_the_released_code_gives_the_nearest_anchor_the_smallest_share() -> None:
     released = WEIGHTINGS["released"].of_cosines
-    assert released is not None and released([0.6, 0.2], FuseOptions()) == pytest.approx([0.25, 0.75])
+    assert released is not None and released([0.6, 0.2]) == pytest.approx([0.25, 0.75])
 
 
 def test_similarity_weights_are_shares() -> None:
@@ -51,8 +50,3 @@ def test_evidence_weights_leave_the_rest_to_the_null_candidate(
     powers = [math.exp(sharpness * (value - top)) for value in (*logliks, null)]
     assert 1.0 - sum(weights) == pytest.approx(powers[-1] / sum(powers), abs=1e-9)
     assert all(0 <= value <= 1 for value in weights)
-
-
-def test_softmax_prefers_the_nearest() -> None:
-    weights = softmax_weights([0.9, 0.5, 0.1], 0.1)
-    assert weights[0] > weights[1] > weights[2] and sum(weights) == pytest.approx(1.0)

@@ -29,7 +29,6 @@ from mta_cli.engine.scoring.label_examples import (
     prompt_answer_row,
 )
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
-from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.memory.fixed_prior import FixedPrior
@@ -259,48 +258,26 @@ def short() -> list[TrainingExample]:
     return [*(replace(one, log_prior=(0.0, 0.5, -29.0, -29.0), model_weight=0.05) for one in found), *random_rows([15])]
 
 
-@pytest.mark.parametrize("teach", ["train", "learn"])
-def test_what_is_abridged_is_taught_to_the_same_end(
-    base: LoadedBase, teach: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_abridged_is_taught_to_the_same_end(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer tokens run, and the vocabulary is not read for labels."""
     run, read = prefix_cache_scoring.token_log_likelihoods, list[tuple[Any, ...]]()
-    anchors = [random_lora(base.model, i, placement="upper") for i in range(2)]
 
     def seen(*args: Any) -> torch.Tensor:
         read.append(args)
         return run(*args)
 
     def taught() -> list[float]:
-        if teach == "train":
-            return [step.loss for step in trained(base, short()).completed_steps[0]]
-        return learn_weights(base, anchors, [0.2, 0.2], short())
+        return [step.loss for step in trained(base, short()).completed_steps[0]]
 
     monkeypatch.setattr(prefix_cache_scoring, "token_log_likelihoods", seen)
     quick, quickly = taught(), read.copy()
     read.clear()
-    for module in ("trainer", "fusion_weights"):
-        monkeypatch.setattr(
-            f"mta_cli.engine.training.{module}.prune_examples", lambda base, cases, *_: [rows for rows, _ in cases]
-        )
+    monkeypatch.setattr(
+        "mta_cli.engine.training.trainer.prune_examples", lambda base, cases, *_: [rows for rows, _ in cases]
+    )
     assert quick == pytest.approx(taught(), abs=1e-4)
     assert len(quickly) == len(read) + 2  # to see what may be left out
     _, _, _, tokens, _, allowed, _ = quickly[-1]
     assert len(tokens) < 0.8 * len(read[-1][3])
     assert all(rivals is None for *_, rivals_of_tokens, _ in read for rivals in rivals_of_tokens)
     assert len([rivals for rivals in allowed if rivals is not None]) == 6
-
-
-def test_learned_weights_are_fitted_to_choices(base: LoadedBase) -> None:
-    anchors = [random_lora(base.model, i, placement="upper") for i in range(2)]
-    taught = choices()
-
-    def loss(weights: Sequence[float]) -> float:
-        parts = [replace(anchor, scale=anchor.scale * weight) for anchor, weight in zip(anchors, weights, strict=True)]
-        values = completion_log_likelihoods(
-            base, [build_prompt_tree(one) for one in taught], [tuple(parts)], [(i, 0) for i in range(3)]
-        )
-        return -sum(example_log_likelihood(one, own) for one, own in zip(taught, values, strict=True))
-
-    found = learn_weights(base, anchors, [0.2, 0.2], taught, steps=30, pull=0.0)
-    assert loss(found) < loss([0.2, 0.2]) - 0.01

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase, MemoryLimits
-from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
-from mta_cli.engine.scoring.tree_scorers import FactorPairs, LlamaTreeScorer
 from mta_cli.engine.text.prompts import TrainingRow
-from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
 from mta_cli.errors import BadInput, UsageError
 from tests.engine.likelihoods import mean_loss
@@ -162,31 +158,6 @@ def test_a_stopped_group_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
     list(second.train_steps())
     for i in range(len(members)):
         assert second.weights(i).to_bytes({}) == whole.weights(i).to_bytes({})
-
-
-def test_learned_weights_find_the_anchor_that_made_the_shots(base: LoadedBase) -> None:
-    rows = random_rows([24] * 5)
-    trainer = alone(base, rows, Schedule(60, 5, 2e-2))
-    list(trainer.train_steps())
-    right, wrong = trainer.weights(0), random_lora(base.model, 4)
-    free = learn_weights(base, [right, wrong], [0.3, 0.3], rows, steps=40, pull=0.0)
-    assert free[0] > 0.5 > free[1]
-    held = learn_weights(base, [right, wrong], [0.3, 0.3], rows, steps=40, pull=1e4)
-    assert held == pytest.approx([0.3, 0.3], abs=0.02)
-
-
-def test_learned_weights_take_no_more_tokens_a_pass_than_fit(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    anchors, rows = [random_lora(base.model, i) for i in range(2)], random_rows([24] * 5)
-    expected, passes, score = learn_weights(base, anchors, [0.3, 0.3], rows, steps=4), [], LlamaTreeScorer.score_rows
-
-    def score_rows(self: LlamaTreeScorer, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        passes.append(len(chosen))
-        return score(self, chosen, factors)
-
-    monkeypatch.setattr(LlamaTreeScorer, "score_rows", score_rows)
-    small = replace(base, limits=replace(base.limits, batch_tokens=60))
-    assert learn_weights(small, anchors, [0.3, 0.3], rows, steps=4) == pytest.approx(expected, abs=1e-4)
-    assert max(passes) < 5 and sum(passes) == 4 * 5
 
 
 def group(base: LoadedBase, placement: str, *, under: bool) -> list[GroupMember]:

@@ -198,7 +198,7 @@ def test_the_plan_says_who_is_measured_and_what_can_be_found(peopled: Registry) 
         (["mta.steps=20"], {"mta": {"steps": "20"}}),
         (["mta.steps=20", "mta.rank=1", "oppu.steps=3"], {"mta": {"steps": "20", "rank": "1"}, "oppu": {"steps": "3"}}),
         (["mta.steps=20", "mta.steps=30"], {"mta": {"steps": "30"}}),
-        ([" mta-learned . pull = 0.5 "], {"mta-learned": {"pull": "0.5"}}),
+        ([" mta-recipe . scale = 0.5 "], {"mta-recipe": {"scale": "0.5"}}),
         (["stack.targets=q_proj,v_proj"], {"stack": {"targets": "q_proj,v_proj"}}),
         (["m.a=b=c"], {"m": {"a": "b=c"}}),
         (["m.a="], {"m": {"a": ""}}),

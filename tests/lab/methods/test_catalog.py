@@ -22,8 +22,8 @@ mta-recipe mta-published mta-released per-pcs prime permuted-recipes permuted-an
 COMPOSED = (
     "task:evidence:lora+habit",
     "base:uniform:none",
-    "task:learned:lora+neighbours",
-    "task:softmax:lora+off",
+    "task:uniform:lora+neighbours",
+    "task:similarity:lora+off",
     "permuted-mta",
     "permuted-task:none:lora+habit",
 )

@@ -67,7 +67,7 @@ def test_a_bank_that_nobody_uses_has_anchors_without_use(reg: Registry) -> None:
 def test_recipes_without_anchors_and_weights_below_zero_are_counted_as_they_are(reg: Registry) -> None:
     bank = setting(reg)
     reg.recipes.save_recipe(Recipe(making.person(reg, "null", "a"), "free", bank.id, "evidence", (), 0))
-    fused(reg, bank, "learned", -0.5, 0.5, change=(1.0, 0.5))
+    fused(reg, bank, "similarity", -0.5, 0.5, change=(1.0, 0.5))
     first, second = anchor_usage(reg, bank)
     assert (first.user_count, first.weight, first.weight_share, first.heldout_gain) == (1, -0.5, 0.5, 0.5)
     assert (second.user_count, second.weight, second.weight_share, second.heldout_gain) == (1, 0.5, 0.5, 0.5)

@@ -49,7 +49,7 @@ def made(root: Path, executor: ExecutorOptions, weights: str | None = None) -> d
 
 @pytest.mark.parametrize(
     ("workers", "weights"),
-    [(1, None), (2, None), (4, None), (2, "learned")],
+    [(1, None), (2, None), (4, None), (2, "similarity")],
 )
 def test_workers_make_the_same_bytes(
     ray: Any, store_root: Path, tmp_path: Path, workers: int, weights: str | None

@@ -23,9 +23,8 @@ def test_every_rule_gives_a_stored_recipe(banked: Registry, rule: str) -> None:
     result = fused(banked, "ida", weights=rule, top_k=2)
     assert result["method"] == rule and len(result["anchors"]) == 2
     assert result["recipe_bytes"] == 24
-    if rule != "learned":
-        assert sum(a["weight"] for a in result["anchors"]) + result["null_weight"] == pytest.approx(1.0, abs=1e-6)
-        assert all(0 <= a["weight"] <= 1 for a in result["anchors"])
+    assert sum(a["weight"] for a in result["anchors"]) + result["null_weight"] == pytest.approx(1.0, abs=1e-6)
+    assert all(0 <= a["weight"] <= 1 for a in result["anchors"])
     bank = banked.banks.get("lamp-2")
     recipe = banked.recipes.get(banked.users.get("ida").id, "lamp-2", bank.id)
     assert recipe is not None and recipe.method == rule
