@@ -24,7 +24,7 @@ MAX_RECENT_ANSWERS = 200  # a user's latest answers that the label prior uses
 
 
 class BankMemory:
-    """The label memory of `bank`, loaded when first needed; empty without a bank.
+    """The label memory of `bank`, loaded when first needed; empty without a bank and for a task without labels.
 
     `embed` turns questions into vectors. Without it, the bank's embedder is loaded on `device`.
     """
@@ -37,7 +37,7 @@ class BankMemory:
 
     @cached_property
     def label_memory(self) -> LabelMemory:
-        """The bank's label memory; without neighbours if the bank or the embedder is missing."""
+        """The bank's label memory; without neighbours if the bank has none or its embedder is not installed."""
         from mta_cli.pipeline.memory.knn import load_embedder
 
         if self._bank is None or self._bank.kernel is None or (self._embed is None and self._embedder is None):
@@ -47,7 +47,7 @@ class BankMemory:
 
     @cached_property
     def without_votes(self) -> LabelMemory:
-        """The memory for the option value `habit`: label rates by time, without neighbours' votes and embedder."""
+        """The memory for the option value `habit`. It uses neighbours for label rates over time, but never embeds."""
         return self._load_label_memory(_raise_on_embedding)
 
     def _load_label_memory(self, embed: EmbedFunction) -> LabelMemory:
@@ -59,28 +59,31 @@ class BankMemory:
 
     @property
     def without_neighbours(self) -> LabelMemory:
-        """The memory with label rates only, which needs no embedder."""
+        """The memory with the bank's stored label rates and no neighbours; needs no embedder."""
         rates = tuple(self._bank.config.get(LABEL_RATES_KEY, ())) if self._bank is not None else ()
-        # a bank of another version of the task has no rates for these labels
+        # the bank may be of an earlier version of the task, with other labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
-        """The label prior to add to the log-likelihoods of a user's model in `mode`; None if memory is not used."""
+        """The user's label prior, to add to the label log-likelihoods of their model in `mode`.
+
+        None without a user, a bank or label rates, in mode `base`, and if `options` turn memory off.
+        """
         if user is None or mode == "base" or options.memory == "off" or self._bank is None:
             return None
-        # do not load the embedder if the options do not use neighbours
+        # `habit` is tested first, because `label_memory` may load the embedder
         if options.memory == "habit" or (memory := self.label_memory).neighbours is None:
             memory, options = self.without_votes, replace(options, memory="habit")
         return memory.prior_of([item.output for item in self.recent_items(user)], options, user.id)
 
     def recent_items(self, user: User) -> list[Item]:
-        """The user's latest items, whose answers the label prior uses."""
+        """The user's latest `MAX_RECENT_ANSWERS` items of the task; the label prior uses their answers."""
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
     def votes_on(self, user: User, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
         """The votes of other users' items on the label of the user's question, listing the `named` strongest.
 
-        None if neighbours are not used.
+        None if neighbours are not used or no other user has any.
         """
         from mta_cli.pipeline.memory.knn import neighbour_votes
 
@@ -89,7 +92,10 @@ class BankMemory:
         return neighbour_votes(self._reg, self._bank, self._task, fitted, user, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
-        """The settings that determine the effect of neighbours, without their items; empty if they are not used."""
+        """The kernel, weights and options by which neighbours change answers, as part of a stack's identity.
+
+        Empty if neighbours are not used.
+        """
         if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
         weights = {**asdict(neighbours.weights), "factor": options.neighbour_weight}
@@ -97,13 +103,16 @@ class BankMemory:
         return {**known, "look_ahead": options.look_ahead} if neighbours.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:
-        """A message if the bank has neighbours but its embedder is not installed."""
+        """A message if the bank has neighbours but its embedder is not installed; otherwise None."""
         if options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
             return None
         if self._embed is not None or self._embedder is not None:
             return None
         name = self._reg.models.get(self._bank.embedder).name
-        return f"The embedder {name} is not installed: labels are predicted without the bank's neighbours."
+        return (
+            f"The embedder {name} is not installed, so labels are predicted without the bank's neighbours. "
+            f"To install it, run mta model pull {name}."
+        )
 
     @cached_property
     def _embedder(self) -> ModelEntry | None:
@@ -114,11 +123,11 @@ class BankMemory:
 
 
 def _raise_on_embedding(texts: Sequence[str]) -> Vectors:
-    raise AssertionError("habit asks no neighbours")
+    raise AssertionError("memory `habit` must not embed questions")
 
 
 class BankMemories:
-    """The label memories of all tasks on one base (a fingerprint), read again when a bank or its neighbours change."""
+    """The label memories of all tasks on one base. `base` is the fingerprint of the base."""
 
     def __init__(self, reg: Registry, base: str, device: str) -> None:
         self._reg, self._base, self._device = reg, base, device

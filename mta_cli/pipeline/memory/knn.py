@@ -30,7 +30,7 @@ EMBED_BATCH = 256  # items embedded and stored together; an interruption loses a
 LABEL_RATES_KEY = "label_rates"  # in a bank's config: the label frequencies of its users
 FITTED_ITEMS_KEY = "fitted_items"  # in a bank's config: a digest of the items on which its kernel is fitted
 FIT_IS_DUE = "due"  # replaces the digest while neighbours change, until the kernel is fitted again
-MIXTURE_WEIGHTS_KEY = "memory_weights"  # in a bank's config: the weights of model and memory in their sum
+MIXTURE_WEIGHTS_KEY = "memory_weights"  # in a bank's config: the weights of model and memory in their weighted sum
 EMBED_CACHE_SIZE = 4096  # cached embeddings of questions
 
 OwnedItem = tuple[Item, User]
@@ -63,7 +63,7 @@ class NeighbourVote:
 
 @dataclass(frozen=True)
 class NeighbourVotes:
-    """The votes of other users' items on a question: each label's share, and the `strongest` of all `count` items."""
+    """The votes of `count` items of other users on a question: each label's share, and the `strongest` votes."""
 
     count: int
     label_shares: tuple[float, ...]
@@ -82,7 +82,7 @@ def find_neighbour_change(
 
 
 def _digest_items(item_ids: Iterable[int]) -> str:
-    """SHA-256 of a set of items, which never change."""
+    """SHA-256 of the ids of items. The content of an item never changes."""
     return hashlib.sha256(json.dumps(sorted(item_ids)).encode()).hexdigest()
 
 
@@ -139,7 +139,7 @@ def _embed_items(
 
 
 def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
-    """Load an embedder on `device` (the first, if it is a list) and verify its files meanwhile."""
+    """Load an embedder on `device` (the first, if it is a list). Raises IntegrityFault if its files have changed."""
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.verify import verify_in_background
 
@@ -148,7 +148,7 @@ def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
 
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
-    """The bank's items whose outputs are labels, by number."""
+    """The bank's neighbours whose users consent and whose outputs are labels, in the order of their item ids."""
     return [one for one in reg.neighbours.consenting_neighbours(bank.id) if _is_label(one, task)]
 
 
@@ -157,10 +157,7 @@ def _is_label(one: Item | Neighbour, task: Task) -> bool:
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """The labelled items of the bank's users, by number; None without any.
-
-    Raises IntegrityFault when their vectors differ in length.
-    """
+    """The index of the bank's `labelled_items`; None without any. Raises IntegrityFault if vectors differ in length."""
     return _index_items(labelled_items(reg, bank, task), bank, task)
 
 
@@ -211,9 +208,7 @@ def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> Neighbou
 
 
 def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFunction) -> FittedNeighbours | None:
-    """The bank's neighbours, their kernel, and `embed` with a cache for questions; None if the bank has no
-    neighbours.
-    """
+    """The bank's neighbours, kernel and mixture weights, with `embed` behind a cache; None without neighbours."""
     from mta_cli.engine.memory.knn import NeighbourKernel
     from mta_cli.engine.memory.label_memory import FittedNeighbours
 
@@ -223,7 +218,7 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
 
 def mixture_weights(bank: Bank) -> MixtureWeights:
-    """The bank's weights of model and label memory in their sum; equal weights before they are fitted."""
+    """The bank's weights of model and label memory in their weighted sum; equal before they are fitted."""
     from mta_cli.engine.memory.knn import EQUAL_WEIGHT, MixtureWeights
 
     equal = {"model": EQUAL_WEIGHT, "memory": EQUAL_WEIGHT}
@@ -231,6 +226,6 @@ def mixture_weights(bank: Bank) -> MixtureWeights:
 
 
 def cache_embedding(embed: EmbedFunction) -> EmbedFunction:
-    """`embed` for one text at a time, with a cache."""
+    """`embed` with a cache of `EMBED_CACHE_SIZE` texts. The returned function takes a sequence of exactly one text."""
     once = lru_cache(EMBED_CACHE_SIZE)(lambda text: embed([text]))
     return lambda texts: once(texts[0])
