@@ -63,7 +63,7 @@ def serve_store(
                 Flag("vllm"),
                 ", because the vLLM server loads the base.",
             ),
-            hint="start that server with --quantization bitsandbytes or --gpu-memory-utilization",
+            hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
         )
     service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
     jobs = AdaptJobs(root, _machine_flags(options)) if write else None

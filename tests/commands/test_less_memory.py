@@ -90,4 +90,4 @@ def test_too_little_memory_is_refused_in_one_line(peopled: Path, command: tuple[
 def test_vllm_and_packing_are_refused_together(peopled: Path) -> None:
     pytest.importorskip("starlette")
     ran = mta("serve", "--vllm", "http://127.0.0.1:9", "--adapters", str(peopled), "--max-memory", "6GB")
-    refused(ran, 2, "--vllm", "--quantize and --max-memory do not reach")
+    refused(ran, 2, "--vllm", "--quantize and --max-memory have no effect with --vllm")

@@ -148,7 +148,7 @@ def test_a_request_may_ask_for_another_mode(served: Running) -> None:
     assert common["mta"]["mode"] == "common" and common["mta"]["anchors"] == []
     refused = served.post("/chat/completions", ask("carol", "hello", mode="adapted"))
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "mode"
-    assert refused.json()["error"]["message"] == "carol has no adapted model for free, but base, common."
+    assert refused.json()["error"]["message"] == "carol has no adapted model for free; it has base, common."
 
 
 def test_a_request_may_leave_label_memory_out(start: Start) -> None:

@@ -178,7 +178,7 @@ def test_a_folder_that_others_use_is_refused(upstream: StandIn, start: Start, tm
     (tmp_path / "open").mkdir(mode=0o777)
     (tmp_path / "open").chmod(0o777)
     for name in ("link", "open"):
-        with pytest.raises(BadInput, match="others may write"):
+        with pytest.raises(BadInput, match="other users of this machine may write"):
             connect_vllm(entry, ServeOptions(vllm=upstream.url, adapters=str(tmp_path / name)), metrics)
 
 
@@ -250,7 +250,7 @@ def test_an_answer_without_end_is_given_up(upstream: StandIn, start: Start, monk
     monkeypatch.setattr(vllm_engine, "ANSWER_SECONDS", 0.3)
     upstream.hold = partial(time.sleep, 1)
     got = running.post("/chat/completions", ask("bob", QUESTION))
-    assert got.status_code == 503 and "was not done" in got.text
+    assert got.status_code == 503 and "did not complete the answer" in got.text
 
 
 def test_a_server_that_loads_no_adapters_is_told_how(upstream: StandIn, start: Start) -> None:
