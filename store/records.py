@@ -31,7 +31,7 @@ class NewItem:
 
 @dataclass(frozen=True)
 class Item:
-    """One history item of a user: what was asked and what they answered. The order is by `time`, then `id`."""
+    """One history item of a user: what was asked and what they answered. Sorted by `time`, then `id`."""
 
     id: int
     user_id: int
@@ -57,7 +57,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Profile:
-    """A user's embedding for one task. `total` is the float32 sum of `items` unit vectors, up to item `last_item`."""
+    """A user's embedding for one task.
+
+    `total` is the sum of the unit vectors of `items` items, as float32 bytes; `last_item` is the largest of their ids.
+    """
 
     user_id: int
     task: str
@@ -132,7 +135,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An item of a bank's label memory: output, embedding of the input (unit, float16), and time, if known."""
+    """An item of a bank's label memory: output, embedding of the input (unit vector, float16), and time, if known."""
 
     item_id: int
     user_id: int
@@ -151,9 +154,9 @@ REFUSED_USERS_KEY = "refused_users"
 
 @dataclass(frozen=True)
 class Anchor:
-    """A user who represents a cluster of users in a bank. `digest` is that of the anchor's adapter, None until it is
-    trained.
+    """A user who represents a cluster of users in a bank.
 
+    `digest` is the digest of the anchor's adapter, None until it is trained.
     `user_id` and `user` become None when the user is removed; the anchor is then `stale`.
     """
 
@@ -172,7 +175,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class AnchorWeight:
-    """One anchor's weight in a recipe, and the similarity of its user's profile."""
+    """One anchor's weight in a recipe, and the cosine similarity of its profile to the profile of the recipe's user."""
 
     anchor_id: int
     similarity: float
@@ -202,11 +205,11 @@ CoreBytes = bytes  # in the body of `Stack`, the name `bytes` means the field
 
 @dataclass(frozen=True)
 class Stack:
-    """A user's own small adapter on top of a bank's fusion. `recipe` are the anchors that it was trained on.
+    """A user's own small adapter on top of a bank's fusion. `recipe`: the anchors that it was trained on, with weights.
 
-    `digest` is that of its adapter file. A core has a file that users share and its own `numbers`, the matrices between
-    the file's factors, with their SHA-256. `identity` hashes all inputs of the training. The held-out losses are None
-    for a user without queries.
+    `digest` is the digest of its adapter file. A core is a stack whose adapter file is shared by the bank's users; its
+    own part are the `numbers`, the matrices between the file's factors, stored with their SHA-256. `identity` hashes
+    all inputs of the training. The held-out losses are None for a user without queries.
     """
 
     user_id: int

@@ -25,7 +25,7 @@ WITH RECURSIVE used (digest) AS (
     UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL
 )
 """
-# The same for one adapter; reads only the rows that refer to it.
+# Selects a row if nothing uses the adapter `digest`. Unlike the query above, it reads only rows that refer to it.
 _SELECT_IF_UNUSED = """
 WITH RECURSIVE above (digest) AS (
     VALUES (:digest) UNION SELECT adapters.digest FROM adapters JOIN above ON adapters.task_adapter = above.digest
@@ -50,10 +50,10 @@ class Adapters:
         self._db, self._files = db, files
 
     def write_file(self, content: bytes) -> tuple[str, int]:
-        """Store the file of an adapter whose row will be added; returns digest and size. Raises as
-        `AdapterFiles.write`.
+        """Store the file of an adapter whose row will be added; returns its digest and its size in bytes.
 
-        If `add_adapter` never follows, as after a crash, the file is removed when the store is next opened.
+        If `add_adapter` never follows, as after a crash, the file is removed when the store is next opened. Raises the
+        errors of `AdapterFiles.write`.
         """
         self._files.claim_digest(sha256(content))
         return self._files.write(content)
@@ -101,7 +101,7 @@ class Adapters:
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
     def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
-        """The latest `count` trained adapters of these placements, newest first.
+        """The latest `count` adapters that were trained on this base with these placements, newest first.
 
         `compute` is the number format of their training.
         """
@@ -119,10 +119,10 @@ class Adapters:
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_ADAPTER} ORDER BY created, digest")]
 
     def verified_path(self, digest: str, *, base: str | None = None) -> Path:
-        """The path of the adapter's file, once its content is verified. Raises NotFound, IntegrityFault for a damaged
-        file.
+        """The path of the adapter's file, after its content is verified.
 
-        `base` is the fingerprint that the adapter must belong to; IntegrityFault names both if it has another.
+        Raises NotFound for an unknown adapter, and IntegrityFault if its file is missing or damaged, or if `base` is
+        given and the adapter was not trained on the base with this fingerprint.
         """
         adapter = self.get(digest)
         if base is not None and adapter.base != base:

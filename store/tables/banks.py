@@ -48,10 +48,10 @@ class Banks:
         config: dict[str, Any],
         purpose: str = "",
     ) -> Bank:
-        """The bank of this name, key and purpose, building or ready; otherwise a new version with status building.
+        """The newest bank with this name, key and purpose, building or ready. If there is none, a new building version.
 
         `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` must
-        not contain users' names: forgetting erases only the ids under its `REFUSED_USERS_KEY`.
+        not contain users' names: removing a user erases only the ids under its `REFUSED_USERS_KEY`.
         """
         with self._db.transaction():
             which = "name = ? AND key = ? AND purpose = ?"
@@ -64,7 +64,7 @@ class Banks:
             return self.by_id(self._db.insert_row("banks", values))
 
     def set_task_adapter(self, bank_id: int, digest: str, trained_on: Iterable[int] = ()) -> None:
-        """Record the task adapter below the bank's anchors, and the users on whose items it was trained."""
+        """Record the task adapter on which the bank's anchors are trained, and the users whose items trained it."""
         with self._db.transaction():
             self._update_bank(bank_id, task_adapter=digest)
             sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
@@ -117,10 +117,10 @@ class Banks:
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None, *, base: str | None = None) -> Bank:
-        """The newest ready version of a bank, with `base` the newest on that fingerprint; or the given version, in any
-        state and on any base.
+        """The given version of a bank, with any status and on any base; without `version`, the newest ready one.
 
-        Raises NotFound, with the known versions.
+        `base` restricts the search for the newest one to the base with this fingerprint. Raises NotFound, with the
+        known versions.
         """
         if version is None:
             which = "name = :name AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
@@ -159,24 +159,27 @@ class Banks:
         return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
     def all(self, *, with_evaluations: bool = False) -> list[Bank]:
-        """All banks, by name and version; with `with_evaluations`, also those of evaluations."""
+        """All banks, by name and version; with `with_evaluations`, also the banks of evaluations."""
         which = "purpose = '' OR :with_evaluations ORDER BY name, version"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"with_evaluations": with_evaluations})
         return [_bank_from_row(row) for row in rows]
 
     def banks_on_task_adapter(self, task_adapter: str, embedder: str) -> list[Bank]:
-        """All banks with this task adapter and embedder, also those of evaluations, oldest first."""
+        """All banks with this task adapter and embedder, also the banks of evaluations, oldest first."""
         which = "task_adapter = ? AND embedder = ? ORDER BY id"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", (task_adapter, embedder))
         return [_bank_from_row(row) for row in rows]
 
     def anchors(self, bank_id: int) -> list[Anchor]:
-        """The bank's anchors, by number."""
+        """The bank's anchors, by id."""
         rows = self._db.fetch_dicts(f"{_SELECT_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
         return [Anchor(**load_boolean_columns(row, "stale")) for row in rows]
 
     def remove(self, bank_id: int) -> dict[str, int]:
-        """Remove a bank, its recipes and stacks, and the adapters that only they used; returns the counts."""
+        """Remove a bank, its recipes and stacks, and the adapters that only they used.
+
+        Returns the numbers of removed anchors, recipes, stacks and adapters.
+        """
         with self._db.transaction():
             counts = {
                 table: int(self._db.fetch_value(f"SELECT count(*) FROM {table} WHERE bank_id = ?", (bank_id,)))
@@ -200,8 +203,8 @@ class Banks:
     ) -> None:
         """Replace stale anchors by trained ones, and remove the recipes and stacks that depend on the stale ones.
 
-        Each replacement has the id of its stale anchor, and is stored with a new one. The bank gets a new identity:
-        `key` and `config` are as for `get_or_create_bank`.
+        Each replacement carries the id of the stale anchor that it replaces, and is stored with a new id. The bank gets
+        a new identity: `key` and `config` are as for `get_or_create_bank`.
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)

@@ -46,7 +46,11 @@ class ChatSummary:
 
 @dataclass(frozen=True)
 class RecentChat:
-    """A conversation of any user, with the task of the bank that answered last, if any, and the time of that answer."""
+    """A conversation of any user.
+
+    `task` is the task of the bank that answered last, None without such an answer. `answered` is when the last answer
+    was given, or when the conversation started if it has no answer.
+    """
 
     id: int
     user: str
@@ -66,9 +70,10 @@ class Chats:
         return self.get(self._db.insert_row("chats", {"user_id": user_id, "title": title, "created": utc_now()}))
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
-        """Append one turn to a conversation. The users' names in `source["anchors"]` are stored as foreign keys.
+        """Append one turn to a conversation.
 
-        So removing a user removes their name from all messages.
+        The users' names in `source["anchors"]` are stored as foreign keys, so that removing a user removes their name
+        from all messages.
         """
         names = source.get("anchors") or []
         document = {**source, "anchors": []} if names else source
@@ -83,7 +88,10 @@ class Chats:
         """The conversation of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_CHAT} WHERE id = ?", (chat_id,))
         if row is None:
-            raise NotFound(f"There is no chat {chat_id}.", hint="it may have been removed; /history lists chats")
+            raise NotFound(
+                f"There is no chat {chat_id}.",
+                hint="it may have been removed; /history at the prompt of a chat lists the stored chats",
+            )
         return Chat(**row)
 
     def of_user(self, user_id: int) -> list[Chat]:
@@ -92,7 +100,7 @@ class Chats:
         return [Chat(**row) for row in rows]
 
     def recent_chats(self, limit: int) -> list[RecentChat]:
-        """The `limit` newest conversations of all users, newest first, as `of_user` orders them."""
+        """The `limit` newest conversations of all users, newest first."""
         return [RecentChat(*row) for row in self._db.fetch_tuples(_SELECT_RECENT, (max(0, limit),))]
 
     def search_chats(self, user_id: int, text: str = "", *, limit: int = 50) -> list[ChatSummary]:

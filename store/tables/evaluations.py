@@ -39,7 +39,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The evaluation's name, also as the subject of runs."""
+        """The evaluation's name, which is also the subject of its runs."""
         return f"evaluation {self.id}"
 
 
@@ -92,7 +92,7 @@ class Evaluations:
         return self._db.fetch_tuples(sql, (evaluation_id,))
 
     def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
-        """Record the bank of a fold, for a preset or without one."""
+        """Record the bank of a fold; `preset` is the preset that it was built with, empty for none."""
         sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, preset, bank_id) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (evaluation_id, fold, preset, bank_id))
 
@@ -137,7 +137,7 @@ class Evaluations:
         return _evaluation_from_row(row)
 
     def find_by_key(self, key: str) -> Evaluation | None:
-        """The evaluation of this key, if there is one."""
+        """The evaluation with this key; None if there is none."""
         row = self._db.fetch_dict(f"{_SELECT_EVALUATION} WHERE key = ?", (key,))
         return None if row is None else _evaluation_from_row(row)
 

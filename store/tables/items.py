@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 INSERT_BATCH_SIZE = 500
 """Rows per INSERT. The full-text index flushes its buffer after every statement, so few large ones are faster."""
 MAX_FAULTS_SHOWN = 20
-MIN_SAME_ITEMS = 3  # users with exactly the same texts, at least this many, may be one person
+MIN_SAME_ITEMS = 3  # users with exactly the same texts may be one person if they have at least this many texts
 
 UserItem = tuple[int, NewItem]
 
 
 class StoredKey(NamedTuple):
-    """The key and time of a stored item, or query."""
+    """The key and time of a stored history item, or of a query if `held_out`."""
 
     key: str
     time: str | None
@@ -93,19 +93,20 @@ class Items:
         return self._append_rows("items", ((user_id, item) for item in items))
 
     def append_queries(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
-        """Add held-out queries, as `append_items` does for items; an item's output is the gold answer."""
+        """Add held-out queries; an item's output is the gold answer. Returns and raises the same as `append_items`."""
         return self._append_rows("queries", ((user_id, item) for item in items))
 
     def bulk_append(self, rows: Iterable[UserItem], queries: Iterable[UserItem] = ()) -> tuple[int, int, int, int]:
         """Add items and queries of many users, all or none.
 
-        Returns how many items were added and were stored already, then the same for queries.
+        Returns how many items were added and how many were stored already, then the same two numbers for queries.
+        Raises the errors of `append_items`.
         """
         with self._db.transaction():
             return (*self._append_rows("items", rows), *self._append_rows("queries", queries))
 
     def find_stored(self, user_id: int, item: NewItem, *, held_out: bool) -> NewItem | None:
-        """The user's stored item, or query, with this item's task and key."""
+        """The user's stored item, or query if `held_out`, with this item's task and key; None if there is none."""
         table = "queries" if held_out else "items"
         sql = _SELECT_STORED.format(table=table, answer=_answer_column(table))
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
@@ -181,7 +182,8 @@ class Items:
         """Remove items of a task and what was made from them for the user. Anchors trained on them become stale.
 
         `since` is a time before which none of these items was stored, so that anything made earlier stays; empty if
-        unknown. Raises UserInUse while a job uses the user's items, and StoreBusy as `Users.forget` does.
+        unknown. Raises UserInUse while a job uses the user's items, and StoreBusy in the same case as
+        `Users.forget`.
         """
         return self._eraser.erase_items(user, task, items, since)
 
@@ -203,7 +205,7 @@ class Items:
         among: Sequence[int] | None = None,
         fill: bool = True,
     ) -> list[Item]:
-        """The user's `limit` items whose inputs match `text` best; with `fill`, then the most recent ones.
+        """The user's `limit` items whose inputs match `text` best; with `fill`, recent ones follow if too few match.
 
         The item with id `exclude` is left out. `before` = (time, id) leaves out every item that is not strictly
         earlier, if both times are known. `among` restricts the search to these ids. `text` has no query syntax.
@@ -265,7 +267,7 @@ class Items:
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
-        """`hash_items` over the whole histories of these users, one after another."""
+        """`hash_items` of the whole histories of these users in a task, one history after another."""
         return self.hash_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
 
     def hash_items(self, items: Iterable[Item]) -> str:

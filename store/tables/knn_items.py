@@ -32,7 +32,7 @@ class Neighbours:
         )
 
     def consenting_neighbours(self, bank_id: int) -> list[Neighbour]:
-        """All neighbours of a bank from users who consent to serve others, by item number."""
+        """All neighbours of a bank from users who consent to serve others, by item id."""
         sql = """SELECT item_id, user_id, output, vector, items.time FROM neighbours JOIN items ON items.id = item_id
         JOIN users ON users.id = user_id WHERE bank_id = ? AND can_anchor ORDER BY item_id"""
         return [Neighbour(*row) for row in self._db.fetch_tuples(sql, (bank_id,))]

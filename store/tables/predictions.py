@@ -16,8 +16,8 @@ class Prediction:
     """One answer of one method to one query.
 
     `gold_loglik` is the log-likelihood of the gold answer where computed (nats, summed over its `gold_tokens` tokens).
-    `scores` are each label's, as little-endian float32. `whose` are the gold's log-likelihoods under the user's own
-    model and under those of other users, own first, as little-endian float32.
+    `scores` are the scores of the task's labels. `whose` are the log-likelihoods of the gold answer under the user's
+    own model, then under other users' models. Both are little-endian float32.
     """
 
     user_id: int
@@ -36,7 +36,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EvalCell:
-    """What a method made for a user in a fold: `bytes` to store it, `seconds` to make it."""
+    """The model that a method made for a user in a fold: its size in `bytes`, and the `seconds` that it took."""
 
     fold: int
     method: str
@@ -118,8 +118,9 @@ class Predictions:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
-        """An evaluation's predictions in the order of their creation: all of them, or only cells with this fold, method
-        and settings.
+        """All predictions of an evaluation, in the order of their creation.
+
+        With `fold`, `method` and `settings`: only the predictions of these cells, by query id.
         """
         columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
         if fold is None:
@@ -137,6 +138,6 @@ class Predictions:
         return number
 
     def user_predictions(self, evaluation_id: int, user_id: int) -> list[UserPrediction]:
-        """The user's test answers in an evaluation, in order."""
+        """The user's test answers in an evaluation, in the order of their creation."""
         rows = self._db.fetch_tuples(_SELECT_USER_PREDICTIONS, (evaluation_id, user_id))
         return [UserPrediction(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from store.connection import Connection
 from store.records import Profile
 
-MAX_USERS_PER_QUERY = 500  # users in one query; SQLite's builds have different limits
+MAX_USERS_PER_QUERY = 500  # users in one query; the most parameters that a query may have depends on SQLite's build
 _SELECT_PROFILE = "SELECT user_id, task, embedder, total, items, last_item FROM profiles"
 _SELECT_TOTAL = "SELECT user_id, total FROM profiles"
 _KEY_CONDITION = "user_id = ? AND task = ? AND embedder = ?"
@@ -31,7 +31,10 @@ class Profiles:
         self._db.execute_write(sql, values)
 
     def profile_totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
-        """(user id, `total`) for a task by an embedder, of all users or of `users`, by id."""
+        """Pairs of user id and `Profile.total` for a task and an embedder (its fingerprint), by user id.
+
+        Of all users, or only of `users`.
+        """
         sql = f"{_SELECT_TOTAL} WHERE task = ? AND embedder = ?"
         if users is None:
             return self._db.fetch_tuples(f"{sql} ORDER BY user_id", (task, embedder))

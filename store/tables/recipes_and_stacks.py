@@ -39,9 +39,9 @@ Key = tuple[int, str, int]
 
 
 def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
-    """A recipe's weights as bytes, which identify what is made with them; the store keeps them as rows.
+    """A recipe's weights as bytes, to identify the models that are made with them. The store keeps them as rows.
 
-    12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian.
+    12 bytes an anchor: anchor id (uint32), similarity and weight (float32), little-endian.
     """
     return b"".join(_WEIGHT_STRUCT.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
 
@@ -95,7 +95,7 @@ class Recipes:
         return [self._with_shares(row) for row in rows]
 
     def anchor_totals(self, bank_id: int) -> dict[int, AnchorTotals]:
-        """How the bank's anchors are used in recipes, by anchor id; without anchors in no recipe."""
+        """How the bank's anchors are used in recipes, by anchor id; anchors in no recipe are left out."""
         rows = self._db.fetch_tuples(_SELECT_USAGE, (bank_id,))
         return {anchor: AnchorTotals(*values) for anchor, *values in rows}
 
@@ -155,7 +155,10 @@ class Stacks:
         return [self._with_recipe(row) for row in rows]
 
     def count_raised_losses(self, bank_id: int, least: float) -> tuple[int, int]:
-        """How many of a bank's stacks have a measured held-out loss, and how many raised it, relatively by `least`."""
+        """How many of a bank's stacks have a measured held-out loss, and how many of them raised it.
+
+        Raised means by at least the fraction `least` of the loss before the stack.
+        """
         sql = f"""SELECT count(*), total(change < 0 AND abs(change) >= ? * abs(heldout_before))
             FROM ({_SELECT_CHANGES})"""
         ((measured, worse),) = self._db.fetch_tuples(sql, (least, bank_id))

@@ -27,7 +27,7 @@ FROM runs LEFT JOIN users ON users.id = runs.user_id LEFT JOIN banks ON banks.id
 
 @dataclass(frozen=True)
 class RunStep:
-    """One step of a run. `unit` names its part, such as an anchor."""
+    """One step of a run. `unit` names the part of the job, such as an anchor."""
 
     run_id: int
     unit: str

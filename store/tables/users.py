@@ -36,7 +36,7 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 _FROM_USER_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
 
 StaleAnchor = tuple[str, int, int]
-"""(bank, version, anchor id)"""
+"""(bank's name, bank's version, anchor id)"""
 
 
 Tombstone = tuple[str, int, int, str]
@@ -87,7 +87,10 @@ class Users:
         """The user with this id. Raises NotFound."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE id = ?", (user_id,))
         if not found:
-            raise NotFound(f"There is no user number {user_id}; the user may have been removed.")
+            raise NotFound(
+                f"There is no user number {user_id}; the user may have been removed.",
+                hint=(Command("user list"), " shows all users"),
+            )
         return user_from_row(found[0])
 
     def set_group(self, user_id: int, task: str, group: str) -> None:
@@ -101,7 +104,7 @@ class Users:
         return dict(self._db.fetch_tuples("SELECT user_id, name FROM user_groups WHERE task = ?", (task,)))
 
     def groups_of_user(self, user_id: int) -> dict[str, str]:
-        """The user's group by task, for tasks in which a file gave one."""
+        """The user's groups, by task; tasks without a group are left out."""
         sql = "SELECT task, name FROM user_groups WHERE user_id = ? ORDER BY task"
         return dict(self._db.fetch_tuples(sql, (user_id,)))
 
