@@ -47,7 +47,7 @@ COMMAND_TARGETS = {
     "pull": "snapshot:pull",
     "help": "help:help_",
 }
-"""The module and attribute of each command, in the order in which data flows through them."""
+"""The module and attribute of each command, in the order in which help lists them."""
 HIDDEN_TARGETS = {"version": "help:version"}
 """Commands that help does not list, because a flag does the same."""
 OPTIONS_ANYWHERE = ("store", "verbose", "quiet")
@@ -75,7 +75,7 @@ class RootGroup(LazyGroup):
         return copies
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line. `--show-completion SHELL` is for that shell; without a name, for the running one."""
+        """Parse the command line. `--show-completion SHELL` is for that shell; without SHELL, for the running shell."""
         if len(args) == 2 and args[0] in COMPLETION_FLAGS:
             if args[1] not in SHELLS:
                 raise UsageError(f"There is no completion for {args[1]!r:.80}.", hint=f"one of {', '.join(SHELLS)}")

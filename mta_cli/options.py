@@ -54,7 +54,7 @@ USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 USUAL_MAX_ITEMS = 200
 """The number of a user's most recent items from which banks, recipes and stacks are made."""
 WEIGHT_METHODS = ("evidence", "similarity", "uniform")
-# computed from the likelihood of the user's own items; the task adapter gets 1 minus the anchors' sum
+# Weightings that use the likelihood of the user's own items; the task adapter gets 1 minus the sum of the weights.
 SHOT_WEIGHTINGS = ("evidence",)
 
 
@@ -160,7 +160,7 @@ class BankOptions:
         maximum=1_000_000,
     )
     max_items: int = option_field(
-        USUAL_MAX_ITEMS, "Use only so many of each user's latest items; 0 for all.", minimum=0, maximum=1_000_000
+        USUAL_MAX_ITEMS, "Use at most this many of each user's latest items; 0 for all.", minimum=0, maximum=1_000_000
     )
     task_adapter: bool = option_field(True, "First train one LoRA on all candidates' histories together.")
     task_min_items: int | None = option_field(
@@ -280,7 +280,8 @@ class AdaptOptions:
     rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=64)
     steps: int | None = option_field(
         None,
-        "Optimiser steps; where not given, 16 passes over one shot, fewer the more there are, and at least two.",
+        "Optimiser steps; where not given, 16 passes over a single shot, fewer passes over more shots, and at least "
+        "two.",
         minimum=1,
         maximum=10_000,
     )
@@ -299,7 +300,7 @@ class AdaptOptions:
     targets: str = option_field(
         STACK_TARGETS,
         "The linear layers that carry the stack, by the last part of their names, comma-separated, or all-linear; "
-        "the default is all-linear in a base that has neither of the two.",
+        "in a base without q_proj and v_proj, the default is all-linear.",
     )
     placement: str = option_field(
         "upper",
@@ -309,7 +310,7 @@ class AdaptOptions:
     )
 
     def peak_rate(self, labels: bool) -> float:
-        """The learning rate as given, or else by whether the task has labels: the rate of texts harms labels."""
+        """The given learning rate, else the default: lower with `labels`, because the rate for texts harms labels."""
         return self.learning_rate or (LABEL_STACK_RATE if labels else TEXT_STACK_RATE)
 
 
@@ -333,7 +334,7 @@ class AnswerOptions:
     )
     repetition_penalty: float | None = option_field(
         None,
-        "Penalty for tokens that the answer already has; where not given 1.1 in a chat, and 1, which is none, for a "
+        "Penalty for tokens that the answer already has; where not given, 1.1 in a chat, and 1 (no penalty) for a "
         "task's questions.",
         minimum=0.1,
         maximum=10,
@@ -347,7 +348,7 @@ class MemoryOptions:
     section: ClassVar[str] = "memory"
     memory: str = option_field(
         "neighbours",
-        "Label memory: off; habit, the user's label prior; or neighbours, that and what other users answered to "
+        "Label memory: off; habit, the user's label prior; or neighbours, that prior and other users' answers to "
         "similar inputs.",
         choices=MEMORIES,
     )
@@ -392,7 +393,10 @@ class EvalOptions:
         metavar="METHOD",
     )
     shots: int = option_field(
-        USUAL_MAX_ITEMS, "Cut each tested user's history to so many of the latest items.", minimum=1, maximum=1000
+        USUAL_MAX_ITEMS,
+        "Cut each tested user's history to at most this many of the latest items.",
+        minimum=1,
+        maximum=1000,
     )
     folds: int = option_field(
         3,
@@ -414,7 +418,7 @@ class EvalOptions:
     )
     others: int = option_field(
         MAX_OTHERS,
-        "Score each held-out answer under so many other users' models too, nearest in topic first; 0 for none.",
+        "Score each held-out answer also under this many other users' models, nearest in topic first; 0 for none.",
         minimum=0,
         maximum=MAX_OTHERS,
     )
@@ -423,12 +427,12 @@ class EvalOptions:
 SITES = ("letterboxd", "imdb", "goodreads", "movielens")
 """The sites whose exports can be read."""
 LEAST_COMMITS = 10
-"""The default for the commits that an author needs: eight items, as an anchor does, and two to be measured on."""
+"""The default for the commits that an author needs: eight history items, as an anchor needs, and two held out."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """`mta data import`: how a file or a repository is read. These are flags and fields of a form, and no settings."""
+    """The options of `mta data import`. Flags and a form set them; settings files and the environment cannot."""
 
     section: ClassVar[str] = "import"
     preset: str | None = option_field(
@@ -482,7 +486,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class QuickOptions:
-    """`mta quick`: what it decides beside the import and the models. No settings."""
+    """The options of `mta quick` itself. Flags and a form set them; settings files and the environment cannot."""
 
     section: ClassVar[str] = "quick"
     minutes: float = option_field(3.0, "About how long it may take; more trains more.", minimum=0.1, maximum=10_000)
@@ -509,7 +513,7 @@ class ServeOptions:
     """The options of `mta serve`."""
 
     section: ClassVar[str] = "serve"
-    host: str = option_field("127.0.0.1", "Address to listen on; one that other machines reach needs keys.")
+    host: str = option_field("127.0.0.1", "Address to listen on; an address that other machines can reach needs keys.")
     port: int = option_field(8000, "Port to listen on; 0 for any that is free.", minimum=0, maximum=65_535)
     max_batch: int = option_field(16, "Most answers decoded in one batch.", minimum=1, maximum=256)
     queue: int = option_field(256, "Most waiting answers; further requests get status 429.", minimum=1, maximum=100_000)

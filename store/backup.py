@@ -90,7 +90,7 @@ def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, Non
     except OSError as error:
         raise disk_fault(path, error) from error
     raise StoreBusy(
-        f"No backup was made: in each of {MAX_ATTEMPTS} attempts, another process removed adapters meanwhile.",
+        f"No backup was made: in each of {MAX_ATTEMPTS} attempts, another process removed adapters during the copy.",
         hint="wait until other mta commands have ended, then run the backup again",
     )
 
@@ -147,7 +147,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
             for name, size in headers:
                 adapter = _ADAPTER_PATTERN.fullmatch(name)
                 if name != DATABASE_NAME and adapter is None:
-                    raise _damaged(path, f"a backup contains no file called {name[:120]!r}")
+                    raise _damaged(path, f"it contains {name[:120]!r}, which is not a file of a backup")
                 if (target := root / name).exists():
                     raise _damaged(path, f"it contains {name} twice")
                 if _unpack_member(file, size, target) != (adapter[2] if adapter else manifest.sha256):
@@ -156,7 +156,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
             if not (root / DATABASE_NAME).exists():
                 raise _damaged(path, "it contains no database")
     except FileNotFoundError as error:
-        hint = missing_file_hint(path, (Command("backup", "FILE"), " makes a backup"))
+        hint = missing_file_hint(path, ("check the backup's path; ", Command("backup", "FILE"), " makes a backup"))
         raise NotFound(f"There is no file {path}.", hint=hint) from error
     except OSError as error:
         raise disk_fault(path, error, "unpacked") from error
@@ -174,7 +174,7 @@ def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
         except tarfile.HeaderError as error:
             raise _damaged(path, str(error)) from error
         if member.type != tarfile.REGTYPE or member.size < 0:
-            raise _damaged(path, f"{member.name[:120]!r} is not a plain file")
+            raise _damaged(path, f"it contains {member.name[:120]!r}, which is not a plain file")
         yield member.name, member.size
         file.read(-member.size % tarfile.BLOCKSIZE)
 

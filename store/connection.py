@@ -60,7 +60,7 @@ class Connection:
 
     @classmethod
     def open(cls, root: Path, *, create: bool, timeout: float) -> Connection:
-        """Open the database in `root` and migrate it to the newest schema. Raises as `Registry.open`."""
+        """Open the database in `root` and migrate it to the newest schema. Raises the errors of `Registry.open`."""
         check_sqlite()
         path = root / "registry.db"
         _ensure_database_file(root, path, create=create)
@@ -81,7 +81,7 @@ class Connection:
                     )
                 if not writable:
                     raise _unwritable_error(root)
-                with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
+                with process_lock(root, "schema", timeout, "migrating the store to the newest schema"):
                     conn = _open_if_current_schema(root, timeout, writable, create=create)
                     if conn is None:
                         _migrate_schema(root, timeout)
@@ -232,7 +232,10 @@ class Connection:
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy a consistent state of the database to a new file while others write. Raises OSError for that file."""
+        """Copy a consistent state of the database to a new file while others write.
+
+        Raises OSError if that file cannot be written.
+        """
         with self._translate_errors():
             self._conn.execute("PRAGMA query_only = OFF")  # otherwise SQLite refuses VACUUM INTO as a write
             try:
@@ -272,7 +275,7 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         path.touch(mode=0o600)  # only the owner may read users' texts, even in a folder that others can read
     except OSError as error:
         raise BadInput(
-            f"There can be no store at {root}: {error.strerror}.",
+            f"A store cannot be made at {root}: {error.strerror}.",
             hint=("choose another directory: ", Flag("store", "DIR")),
         ) from error
 

@@ -1,6 +1,6 @@
 """Consistent copies of the whole database while other processes write.
 
-The only table it knows is `tombstones`, which records removals of users and items.
+The only tables it knows are `tombstones`, which records removals of users and items, and the full-text index.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ def databases_saved_before_migration(root: Path) -> list[Path]:
 
 
 def remove_databases_saved_before_migration(root: Path) -> None:
-    """Remove these copies, because they contain the data of removed users. Raises BadInput or IntegrityFault."""
+    """Remove the database copies that were saved before migrations, because they contain data of removed users.
+
+    Raises BadInput or IntegrityFault if one cannot be removed.
+    """
     for path in databases_saved_before_migration(root):
         remove_file(path)

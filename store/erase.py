@@ -21,12 +21,13 @@ from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import StaleAnchor
 
-# Banks of evaluations answer no user, so one that was made from the removed data is deleted whole, not marked stale.
+# A bank of an evaluation answers no user. If it was made from the removed data, it is deleted and not marked stale.
 _EVAL_BANKS = """DELETE FROM banks WHERE purpose = 'eval' AND id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = :user AND role = 'bank'
 """
 _OF_TASK = "user_id = :user AND task = :task"
-# Evaluations that may have used the items: they began or ended after `since`. A run without an end was killed.
+# Evaluations that may have used the items: created at or after `since`, or with a run that ended then. A run that was
+# killed has no `ended`; it counts, because the time of its end is unknown.
 _LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
     SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
 ))"""
@@ -60,7 +61,10 @@ class Eraser:
         self._db, self._adapters, self._files, self._jobs = db, adapters, files, jobs
 
     def erase_user(self, user: User) -> Erased:
-        """Remove a user; described at `Users.forget`."""
+        """Remove a user from database, log and files; returns what was removed and which anchors are stale now.
+
+        Raises UserInUse while a job uses the user's items, and StoreBusy in the same case as `Users.forget`.
+        """
         values = {"user": user.id}
         with self._db.transaction():
             self._jobs.require_unused(user.id, user.name)
@@ -78,7 +82,10 @@ class Eraser:
         return Erased(removed, stale)
 
     def erase_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
-        """Remove items of a user; described at `Items.remove_items`."""
+        """Remove a user's `items`, at least one, of a task, and what was made from them at or after the time `since`.
+
+        Returns what was removed and which anchors are stale now. `Items.remove_items` explains `since` and the errors.
+        """
         numbers = [item.id for item in items]
         values = {"user": user.id, "task": task, "since": since}
         values |= {"first": min(numbers), "items": json.dumps(numbers)}

@@ -70,7 +70,10 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Move a file, so that it also survives a power cut; the target's folder is made. Raises as `disk_fault`."""
+    """Move a file, so that it also survives a power cut; the target's folder is made.
+
+    Raises the error that `disk_fault` returns.
+    """
     try:
         make_private_folder(target.parent)
         source.replace(target)
@@ -90,7 +93,8 @@ def make_private_folder(folder: Path) -> None:
 def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """Yields the path of a new, locked temporary file or folder in `folder`, which is made if needed.
 
-    It is removed after the block unless it was moved; if this process dies, by another process. Raises OSError.
+    It is removed after the block, unless it was moved. If this process dies, another process removes it later. Raises
+    OSError.
     """
     make_private_folder(folder)
     made = HeldFile.create(_temporary_path(folder), folder=is_folder)
@@ -164,7 +168,10 @@ def remove_file(path: Path) -> None:
 
 
 def _make_temporary(path: Path) -> HeldFile:
-    """Make a file a locked temporary one. Raises FileNotFoundError if it is gone, else as `disk_fault`."""
+    """Rename a file to the path of a temporary file, and lock it.
+
+    Raises FileNotFoundError if it is gone, else the error that `disk_fault` returns.
+    """
     try:
         held = HeldFile(path)
         held.move(_temporary_path(path.parent))
@@ -219,7 +226,10 @@ class AdapterFiles:
         return self.adapter_folder / digest[:2] / f"{digest}{_SUFFIX}"
 
     def write(self, data: bytes) -> tuple[str, int]:
-        """Store `data` as an adapter file unless it exists; returns its digest and size. Raises as `atomic_write`."""
+        """Store `data` as an adapter file unless it exists; returns its digest and size in bytes.
+
+        Raises the errors of `atomic_write`.
+        """
         self._require_not_moved()
         digest = sha256(data)
         path = self.path(digest)
@@ -231,7 +241,8 @@ class AdapterFiles:
         """Reserve a digest before its file is written, so that no other process removes the file before its row is
         stored.
 
-        The reservation is a locked file: it ends with `release_claim` or with this process. Raises as `atomic_write`.
+        The reservation is a locked file: it ends with `release_claim` or with this process. Raises the errors of
+        `atomic_write`.
         """
         self._require_not_moved()
         folder = self.path(digest).parent
@@ -316,7 +327,7 @@ class AdapterFiles:
         return claims
 
     def write_checkpoint(self, key: str, data: bytes) -> None:
-        """Store a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
+        """Store a checkpoint under `key`, in place of the earlier one. Raises the errors of `atomic_write`."""
         self._require_not_moved()
         path = self.checkpoint_folder / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
         atomic_write(path, data)

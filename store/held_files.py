@@ -70,7 +70,10 @@ class HeldFile:
 
 @contextlib.contextmanager
 def lock_if_abandoned(path: Path) -> Iterator[bool]:
-    """Yields whether no running process has locked the file or folder at `path`; if so, it is locked in the block."""
+    """Yields True if the file or folder at `path` exists and no running process has locked it; else False.
+
+    If True, this process locks it in the block. Always False on Windows.
+    """
     descriptor = None
     if fcntl is not None:
         with contextlib.suppress(OSError):  # held, gone, or not readable
@@ -111,6 +114,6 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        # SQLite's file beside a copy of a database that is being written
+        # SQLite's journal, if the file is a database whose writing was interrupted
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
         path.unlink(missing_ok=True)

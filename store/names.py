@@ -13,7 +13,7 @@ RESERVED_NAMES = ("*", "@", "-", "base")
 """Words with a meaning in commands, in files of keys or as models of the server. New users cannot have these names."""
 
 FORGOTTEN_NAME = "(forgotten)"
-"""Stands for the name of a removed user in other users' records."""
+"""Replaces the name of a removed user in other users' records."""
 
 _FORBIDDEN_CATEGORIES = {
     "Cc": "a control character",

@@ -38,7 +38,7 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
 
 def job_lock(root: Path, name: str, timeout: float = 0) -> contextlib.AbstractContextManager[None]:
     """In the block this process holds a job's lock. Raises StoreBusy if another one holds it for `timeout` seconds."""
-    return process_lock(root, sha256(name.encode()), timeout, f"at the same job ({quote_text(name)})")
+    return process_lock(root, sha256(name.encode()), timeout, f"running the same job ({quote_text(name)})")
 
 
 def lock_path(root: Path, name: str) -> Path:

@@ -156,8 +156,8 @@ REFUSED_USERS_KEY = "refused_users"
 class Anchor:
     """A user who represents a cluster of users in a bank.
 
-    `digest` is the digest of the anchor's adapter, None until it is trained.
-    `user_id` and `user` become None when the user is removed; the anchor is then `stale`.
+    `digest` is the digest of the anchor's adapter, None until it is trained. `user_id` and `user` become None when
+    the user is removed; the anchor is then `stale`.
     """
 
     id: int

@@ -71,8 +71,9 @@ class Registry:
         """Open the store in `root` and migrate it to the newest schema; with `create`, make it if it is missing.
 
         `timeout` is how many seconds a write waits for another process. A store without write permission can be read.
-        Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
-        schema, BadInput when it cannot be made, StoreBusy when another process keeps a store of an older schema open.
+        Raises NotFound when there is none, IntegrityFault when the database is damaged, belongs to another program or
+        has a schema that this program cannot read, BadInput when it cannot be made or read, StoreBusy when another
+        process keeps a store of an older schema open.
         """
         opened = cls(root, Connection.open(root, create=create, timeout=timeout))
         try:
@@ -97,7 +98,7 @@ class Registry:
     def transaction(self) -> AbstractContextManager[None]:
         """All writes in the block are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises as `Connection.transaction`.
+        Raises the errors of `Connection.transaction`.
         """
         return self._db.transaction()
 
@@ -118,7 +119,7 @@ class Registry:
         return StagedRecords.open(self.root, self.files.checkpoint_folder)
 
     def check_integrity(self, *, names: bool = True) -> list[str]:
-        """Every fault of the store, one line each; empty if it is sound. Without `names`, users are numbers."""
+        """Every fault of the store, one line each; empty if it is sound. Without `names`, users are named by id."""
         from store.integrity.check import find_problems
 
         return find_problems(self._db, self.files, names=names)
@@ -139,12 +140,12 @@ class Registry:
         """Copy a consistent state of the database to a new file, without the bytes of removed users. Writers need not
         wait.
 
-        Raises OSError for that file, and as any read does.
+        Raises OSError if that file cannot be written, and the errors of `translate_sqlite_errors`.
         """
         self._db.copy_to(path)
 
     def write_serving_copy(self, path: Path, choice: ServingChoice) -> None:
-        """Write the part of the database that answers need, without users' texts, to `path`, an empty file."""
+        """Write the part of the database that answering needs, without users' texts, to the empty file `path`."""
         from store.snapshots.serving_copy import write_serving_copy
 
         write_serving_copy(self.root, path, choice, self._db.timeout)

@@ -1,7 +1,7 @@
 """Replaces a store by a verified backup, in one transaction and without users who were removed since the backup.
 
-Users removed and consents withdrawn since the backup are read from the store that is replaced. The code of `forget`
-repeats both in the restored store before it replaces the old one.
+Users removed and consents withdrawn since the backup are read from the store that is replaced. `Users.forget` and
+`Users.set_can_anchor` repeat both in the restored store before it replaces the old one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class StagedRestore:
         self._root, self._staged, self._timeout = root, staged, timeout
 
     def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
-        """Unpack, migrate and verify an archive; yields the name of each file in it. Raises as `unpack_backup`."""
+        """Unpack, migrate and verify an archive; yields the name of each file in it.
+
+        Raises the errors of `unpack_backup`, and IntegrityFault if the unpacked store is damaged.
+        """
         manifest = yield from unpack_backup(archive, self._staged, has_old=(self._root / "registry.db").exists())
         try:
             require_schema(self._staged / "registry.db", manifest.schema)
@@ -81,7 +84,7 @@ class StagedRestore:
 
         `before_install` is called with the names of users who will be missing after the restore. It returns an undo
         function, which is called if the store then cannot be replaced. Raises StoreBusy while another process has the
-        store open, the errors of `before_install`, and as `read_replaced_store`.
+        store open, and the errors of `before_install` and `read_replaced_store`.
         """
         database = self._staged / "registry.db"  # no longer exists once it has replaced the old database
         files = AdapterFiles(self._root)
@@ -251,7 +254,7 @@ def require_schema(path: Path, schema: int) -> None:
     except sqlite3.DatabaseError as error:
         raise IntegrityFault(str(error)) from error
     if found != (APPLICATION_ID, schema):
-        raise IntegrityFault(f"its database is not a store's of schema {schema}")
+        raise IntegrityFault(f"its database is not a store with schema {schema}")
 
 
 def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:

@@ -1,4 +1,4 @@
--- Today's schema. A change of it needs a step for stores that are there: see store/migrations/steps.py.
+-- The current schema. A change also needs a migration step for existing stores: see store/migrations/steps.py.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,4 +1,4 @@
-"""Mails of an import in a temporary database, so that replies find the mails that they answer in any order of the file.
+"""Mails of an import in a temporary database, so that replies find the mails that they answer, wherever these are.
 
 Knows no mail format.
 """
@@ -23,7 +23,7 @@ _COLUMNS = "id, mine, answered, subject, text, time, file, record"
 class StagedMail(NamedTuple):
     """A mail, the user's own (`mine`) or a received one; `answered` is the id of the mail that it answers.
 
-    Ids are empty if there are none.
+    `id` and `answered` are empty if the mail has none.
     """
 
     id: str

@@ -87,7 +87,7 @@ class HeldOut:
 
 
 class _QueryCandidate(NamedTuple):
-    """A record with what decides whether it can become a query."""
+    """A record with the facts that decide whether it can become a query."""
 
     user: str
     task: str
@@ -114,7 +114,7 @@ class StagedRecords:
         """In the block, an empty temporary database in `folder`; removed at the end, or after a crash when the store is
         opened.
 
-        Raises as any write to the store in `root`.
+        Raises BadInput or IntegrityFault if the file cannot be made, and the errors of `translate_sqlite_errors`.
         """
         with contextlib.ExitStack() as held:
             try:
@@ -150,7 +150,7 @@ class StagedRecords:
         self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
 
     def set_content(self, number: int, user: str, item: NewItem) -> None:
-        """Change texts and time of the record with this `id`, which belongs to `user`, to those of `item`."""
+        """Give the record with this `id`, which belongs to `user`, the texts and the time of `item`."""
         content = hash((user, item.task, item.input, item.output))
         values = (item.input, item.output, item.time, content, number)
         self._conn.execute("UPDATE records SET input = ?, output = ?, time = ?, content = ? WHERE id = ?", values)
@@ -173,7 +173,7 @@ class StagedRecords:
         return bool(self._conn.execute(sql, (number,)).rowcount)
 
     def kinds_of_key(self, user: str, task: str, key: str) -> set[bool]:
-        """Whether there are queries (True) and items (False) with this key; empty if there are none."""
+        """The kinds of records with this key: True for a query, False for an item; empty if there are none."""
         return {bool(held_out) for (held_out,) in self._conn.execute(_SELECT_KINDS, (user, task, key))}
 
     def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
@@ -200,7 +200,7 @@ class StagedRecords:
         return held
 
     def count_leaked_queries(self) -> int:
-        """How many queries are also items of their user and task, with the same output."""
+        """How many queries have the same input and output as an item of their user and task."""
         self._conn.execute("CREATE INDEX IF NOT EXISTS by_content ON records (content)")
         return int(self._conn.execute(_COUNT_LEAKED).fetchone()[0])
 
@@ -208,8 +208,9 @@ class StagedRecords:
         return map(_read_record, self._conn.execute(f"{_SELECT_RECORDS} ORDER BY id"))
 
     def by_user(self) -> Iterator[StagedRecord]:
-        """Yields the records grouped by user and task, each group in its order. Records may change during the
-        iteration.
+        """Yields the records grouped by user and task, each group in the order of the file.
+
+        Records may change during the iteration.
         """
         for row in self._conn.execute("SELECT id FROM records ORDER BY user, task, id"):
             yield _read_record(self._conn.execute(f"{_SELECT_RECORDS} WHERE id = ?", row).fetchone())

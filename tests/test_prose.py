@@ -141,7 +141,7 @@ def test_the_messages_in_troubleshooting_are_the_programs() -> None:
     """A bold code span is a message; … stands for what differs. The words between must stand in the source."""
     sources = [path for folder in ("mta_cli", "store") for path in (ROOT / folder).rglob("*.py")]
     source = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in sources)
-    source = source.replace("{doing}", "at the same job")  # what `Registry.job_lock` fills in
+    source = source.replace("{doing}", "running the same job")  # what `Registry.job_lock` fills in
     messages = re.findall(r"\*\*`([^`]+)`\*\*", text("troubleshooting.md"))
     parts = [part.strip(" .:;,") for message in messages for part in message.split("…")]
     strange = [part for part in parts if len(part) > 7 and part not in source]

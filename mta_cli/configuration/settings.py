@@ -1,6 +1,7 @@
 """The value of every option, and where it comes from.
 
-Defaults < the user's file < the store's file < MTA_* environment < a preset < flags. Knows the option classes, but no
+Later sources override earlier ones: defaults, the user's file, the store's file, MTA_* variables of the environment,
+a preset, flags. Knows the option classes, but no
 command, no model and nothing in a store.
 """
 
@@ -253,7 +254,8 @@ def find_setting(key: str) -> Setting:
     if key not in known:
         near = difflib.get_close_matches(key[:200], list(known), n=1)
         raise NotFound(
-            f"There is no setting {key!r:.80}.", hint=did_you_mean(near, (Command("config list"), " shows all"))
+            f"There is no setting {key!r:.80}.",
+            hint=did_you_mean(near, (Command("config list"), " shows all settings")),
         )
     return known[key]
 
@@ -294,9 +296,9 @@ def read_settings_file(path: Path) -> dict[str, RawValue]:
             _join_faults(faults),
             hint=(
                 Command("config unset", "SETTING"),
-                " removes it from your file, with ",
+                " removes it from your file; with ",
                 Flag("in_store"),
-                " from the store's",
+                " from the store's file",
             ),
         )
     return given
@@ -312,7 +314,10 @@ def read_file_values(path: Path) -> dict[str, Any]:
 
         refuse_special_file(path)
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
-            raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is not a settings file")
+            raise BadInput(
+                f"the settings file {path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes, so it is not read",
+                hint="correct the file, or move it away",
+            )
         content = parse_toml(path.read_bytes().decode())
     except (OSError, ValueError) as error:  # invalid UTF-8 or TOML is a ValueError
         raise BadInput(

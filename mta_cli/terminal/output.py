@@ -71,7 +71,7 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Flush standard output. Errors are ignored: a closed reader is none, and a full disk was reported before."""
+    """Flush standard output. Ignores errors: a reader may close the pipe, and a full disk was reported before."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -79,7 +79,7 @@ def flush_stdout() -> None:
 
 
 def redirect_to_null(name: str) -> None:
-    """Redirect `stdout` or `stderr` to nothing, so that later writes and the interpreter's last flush do not fail."""
+    """Redirect `stdout` or `stderr` to the null device, so that later writes and the last flush do not fail."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ class Output:
         self._view: ProgressView | None = None
 
     def console(self, *, stderr: bool) -> Console:
-        """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
+        """The Rich console of standard error (`stderr`) or standard output: cleans all text, ignores markup."""
         if stderr not in self._consoles:
             from mta_cli.terminal.progress import make_console
 
@@ -170,7 +170,7 @@ class Output:
                 self.note(f"{'      ' if number else 'Next: '}{command:<{longest}}   {meaning}")
 
     def age(self, moment: str | None) -> str | None:
-        """The age of an ISO time, as `2 h ago`; with --verbose the time itself."""
+        """The age of an ISO time, such as `2 h ago`; with --verbose the time itself."""
         return moment if self.verbosity else format_age(moment, datetime.now(UTC))
 
     def warn(self, message: str) -> None:

@@ -46,7 +46,7 @@ def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanCo
 
 
 class ProgressView:
-    """Shows a job's progress with rates, loss and time left: a bar in a terminal, else a line now and then."""
+    """Shows a job's progress with rates, loss and time left: a bar in a terminal, else a line every ten seconds."""
 
     def __init__(self, console: Console, *, shown: bool) -> None:
         self._console = console
@@ -68,7 +68,7 @@ class ProgressView:
             self._bar.start()
 
     def show_progress(self, event: JobProgress) -> None:
-        """Show one more finished unit."""
+        """Show how far the job is after a step."""
         now = time.monotonic()
         self._meter.add_step(event, now)
         left = self._meter.seconds_left
@@ -107,7 +107,7 @@ class ProgressView:
 
 
 def _fit_title(title: str, width: int) -> str:
-    """The title, if too long without what follows its last colon, and if that is too long cut to `width`."""
+    """The title in at most `width` characters: without the part after its last colon if too long, then cut."""
     shown = clean_line(title)
     if len(shown) > width:
         shown = shown.rpartition(": ")[0] or shown

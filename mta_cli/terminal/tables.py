@@ -75,7 +75,7 @@ class FittedTable:
         self._titles, self._rows, self._right = titles, rows, right
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """The table as the width of the console allows."""
+        """Yields the lines of the table, laid out for the width of the console."""
         layout = TableLayout(self._titles, self._right)
         layout.fit([[format_cell(value) for value in row] for row in self._rows])
         widest = max(layout.widths)
@@ -141,7 +141,7 @@ def key_value_grid(rows: Iterable[tuple[str, object]], min_width: int | None = N
 
 
 def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
-    """The indices of the columns that contain only numbers, and at least one."""
+    """The indices of the columns whose cells are numbers or None, with at least one number."""
     known = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
     return {
         index
@@ -151,7 +151,7 @@ def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
 
 
 def format_cell(value: object) -> str:
-    """A value as text for a cell: a number with four digits, `yes` or `no`, a dash for None."""
+    """A value as text for a cell: a float with four significant digits, `yes` or `no`, a dash for None."""
     if isinstance(value, BoldCell):
         return format_cell(value.value)
     if value is None:

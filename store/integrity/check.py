@@ -33,7 +33,7 @@ def count_rows(db: Connection) -> dict[str, int]:
 
 
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
-    """Every fault of the store, one line each; empty for a sound store. Without `names`, users are called by number.
+    """Every fault of the store, one line each; empty for a sound store. Without `names`, users are named by id.
 
     At most 20 damaged pages and 20 broken references are listed.
     """
@@ -41,7 +41,7 @@ def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) ->
 
 
 def find_database_problems(db: Connection, *, names: bool = True) -> list[str]:
-    """As `find_problems`, for the database alone."""
+    """Every fault of the database, one line each; files are not checked. Without `names`, users are named by id."""
     user = "users.name" if names else "'user number ' || users.id"
     return _collect(_check_database(db), _check_fulltext_index(db), _check_recipes(db, user), _check_cores(db, user))
 
@@ -113,7 +113,7 @@ def find_index_fault(db: Connection) -> str:
     """SQLite's message if the full-text index differs from the items; empty if it agrees or the store cannot be
     written.
 
-    SQLite checks the index by a writing statement. Raises its error if it cannot write.
+    SQLite checks the index with a write. Raises the errors of that write, except the one for a damaged index.
     """
     if not db.writable:
         return ""

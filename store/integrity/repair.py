@@ -18,7 +18,7 @@ from store.integrity.check import find_index_fault
 class Repair:
     """One fault, the action that repairs it, and the function that does it.
 
-    `again` says how to get removed files back, or that nothing is lost.
+    `again` is the command that fetches removed files again, or says that nothing is lost.
     """
 
     what: str

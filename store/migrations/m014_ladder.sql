@@ -1,6 +1,6 @@
--- The likelihoods of an answer under the user's own model and under other users' models, own first, as little-endian
--- float32: whose is it? And the groups of users that files give, by task: a repository, a team. Within a group, topic
--- does not pass for style.
+-- `whose`: the log-likelihoods of the gold answer under the user's own model (first) and under other users' models, as
+-- little-endian float32, to measure authorship. `user_groups`: the groups of users that files give, by task, such as a
+-- repository or a team. Users of one group share topics, so comparing them measures style and not topic.
 
 ALTER TABLE predictions ADD COLUMN whose BLOB;
 

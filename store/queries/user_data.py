@@ -26,7 +26,7 @@ WHERE id IN (SELECT run_id FROM run_users WHERE user_id = ?) ORDER BY id"""
 
 
 class UserData:
-    """Rows about a user as dicts. Vectors are little-endian float32 bytes, those of neighbours float16."""
+    """Rows about a user as dicts. Vectors are little-endian float32 bytes; vectors of neighbours are float16."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -48,7 +48,7 @@ class UserData:
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_CELLS, (user_id,))]
 
     def eval_predictions(self, user_id: int) -> list[RowDict]:
-        """Answers to the user's queries in evaluations; of stored models without `fold` and `settings`."""
+        """Answers to the user's queries in evaluations. `fold` and `settings` are None for stored models."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_PREDICTIONS, (user_id,))]
 
     def runs_asked_for_user(self, user_id: int) -> list[RowDict]:

@@ -93,7 +93,7 @@ def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
     """Add the conditions that the user has items, queries or a recipe of each task.
 
-    A word that is not a task's name, as while typing, matches as a prefix.
+    A word that is not a task's name, as while it is typed, matches the tasks that begin with it.
     """
     for task in wanted.tasks:
         exact, start = into.bind_value(task), into.bind_value(f"{_escape_like(task)}%")

@@ -21,7 +21,7 @@ def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
 class Column:
     """A column of a user list: its SQL, and the keys of the joins in `user_table` that this SQL uses.
 
-    A filter can compare a column with `number`.
+    A filter can compare a column if `number` is true; a list can be sorted by it if `sortable` is.
     """
 
     sql: str

@@ -125,7 +125,7 @@ class UserTable:
     def count_users_matching(
         self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False
     ) -> int:
-        """How many users match. Given the order of the page too, both use the same read of all users."""
+        """How many users match. Given `sort` and `descending` of the page, the count reuses the ids read for it."""
         question = _make_table_query(filter, sort, descending, task)
         wanted = parse_user_filter(filter)
         if task is not None or not wanted.is_name_only:

@@ -1,1 +1,1 @@
-"""Snapshots: the part of a store that answers need, published for other machines, which pull it as a read-only copy."""
+"""Snapshots: the part of a store that answering needs, published for other machines, which pull a read-only copy."""

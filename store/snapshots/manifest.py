@@ -33,8 +33,8 @@ _Bytes = Annotated[int, msgspec.Meta(ge=0)]
 class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of a snapshot.
 
-    `created` is ISO 8601, `tasks` None for all, `counts` rows by table. `registry` is the digest of the database;
-    `sizes` are bytes by digest, of the database and of every adapter.
+    `created` is ISO 8601. `tasks` is None if the snapshot has all tasks. `counts` is the number of rows by table.
+    `registry` is the digest of the database; `sizes` are the bytes, by digest, of the database and of every adapter.
     """
 
     created: str
@@ -104,7 +104,9 @@ def read_key(path: Path) -> bytes:
         hint = f"make a key: openssl rand -hex 32 > {path}"
         raise NotFound(f"There is no key file {path}.", hint=hint) from error
     except OSError as error:
-        raise BadInput(f"The key file {path} cannot be read: {system_reason(error)}.") from error
+        raise BadInput(
+            f"The key file {path} cannot be read: {system_reason(error)}.", hint="check its path and its permissions"
+        ) from error
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise BadInput(
             f"The content of {path} is not a key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
@@ -182,7 +184,7 @@ def was_verified(remembered: bytes) -> bool:
 
 
 def is_signed_with(remembered: bytes, key: bytes) -> bool:
-    """Whether the manifest of a copy, which was verified, was signed with this key."""
+    """Whether a copy's manifest was signed with this key; `remembered`, the content of its file, was verified."""
     document = json.loads(remembered)
     signature = document.pop("signature")
     return hmac.compare_digest(str(signature["value"]), _sign(document, key))

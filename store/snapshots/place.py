@@ -1,7 +1,7 @@
 """Reads and writes the files of a snapshot in a folder or in a bucket that fsspec can open (`s3://…`, `gs://…`).
 
-There are `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically. While a
-snapshot is written, `unfinished.json` lists its files.
+`manifest.json` lists the other files: the database and the adapters, each at `objects/<first two digits>/<sha256>`.
+Files are written atomically. While a snapshot is written, `unfinished.json` lists its files.
 """
 
 from __future__ import annotations

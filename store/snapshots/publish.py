@@ -1,4 +1,4 @@
-"""Publishes the part of a store that answers need: writes new files, then the manifest, then removes old files.
+"""Publishes the part of a store that answering needs: writes new files, then the manifest, then removes old files.
 
 A reader sees either the old or the new snapshot, never a mix.
 """
@@ -35,7 +35,10 @@ COUNTED_TABLES = ("users", "banks", "recipes", "stacks", "adapters")
 
 @dataclass(frozen=True)
 class StagedSnapshot:
-    """A snapshot that is ready to be published: `new` digests are to be written, then `old` ones removed."""
+    """A snapshot that is ready to be published.
+
+    `new` are the digests of the files that it will write, `old` the digests of the files that it will then remove.
+    """
 
     manifest: SnapshotManifest
     new: list[str]

@@ -35,7 +35,7 @@ from store.snapshots.manifest import (
 )
 from store.snapshots.place import SnapshotPlace
 
-MAX_CLOCK_DIFFERENCE = timedelta(hours=1)  # a snapshot may be so much later than this machine's clock
+MAX_CLOCK_DIFFERENCE = timedelta(hours=1)  # a snapshot may be dated this much later than this machine's clock
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Pull:
     ) -> Pull:
         """Read and verify the manifest of the snapshot at `place`. Changes nothing.
 
-        Raises NotFound without a snapshot, BadInput if the store is not a copy of a snapshot or its disk has no room,
-        IntegrityFault for a manifest that is malformed, dated in the future, not signed with the key, or older than the
-        copy; also for one that is not signed with the key of the copy, unless `trust_unsigned`.
+        Raises NotFound if there is no snapshot, BadInput if the store is not a copy of a snapshot or its disk has no
+        room, IntegrityFault for a manifest that is malformed, dated in the future, not signed with `key`, or older than
+        the copy. If a key verified the copy, `key` must be the same one, unless `trust_unsigned`.
         """
         content = place.read_manifest(MAX_MANIFEST_BYTES)
         if content is None:
@@ -143,7 +143,7 @@ class Pull:
         if not is_pulled_copy(self.root):
             if any((self.root / name).exists() for name in ("registry.db", "adapters")):
                 raise BadInput(
-                    f"The store at {self.root} is not a copy of a snapshot, so it is not replaced by one.",
+                    f"The store at {self.root} is not a copy of a snapshot, so a snapshot cannot replace it.",
                     hint=("choose another directory for the copy: ", Flag("store", "DIR")),
                 )
             return
@@ -151,13 +151,13 @@ class Pull:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "
                 f"newer ({installed.created}): users who were removed since may be in the snapshot.",
-                hint="if you want the older snapshot all the same, remove the copy first",
+                hint="to pull the older snapshot nevertheless, remove the copy first",
             )
 
     def _require_not_in_future(self) -> None:
         if self.manifest.time > datetime.now(UTC) + MAX_CLOCK_DIFFERENCE:
             raise IntegrityFault(
-                f"The snapshot at {self._place.address} is of the future: {self.manifest.created}.",
+                f"The snapshot at {self._place.address} is dated in the future: {self.manifest.created}.",
                 hint="check the clocks of this machine and of the one that makes the snapshot",
             )
 
@@ -165,8 +165,8 @@ class Pull:
         if was_verified(self._marker or b"") and (key is None or not is_signed_with(self._marker or b"", key)):
             raise IntegrityFault(
                 f"The copy at {self.root} was verified with a key, and the snapshot at {self._place.address} is not "
-                "verified with the same one.",
-                hint=(Flag("key", "FILE"), " verifies it; ", Flag("trust_unsigned"), " pulls it without that"),
+                "verified with the same key.",
+                hint=(Flag("key", "FILE"), " verifies it; ", Flag("trust_unsigned"), " pulls it unverified"),
             )
 
     def _require_room(self) -> None:

@@ -1,4 +1,4 @@
-"""Copies what answers need from a store's database to a new one of the same schema, without texts.
+"""Copies the part of a store's database that answering needs to a new one of the same schema, without texts.
 
 The new database starts empty and gets only the columns listed here, so it cannot contain a user's text or bytes of a
 removed user.
@@ -76,9 +76,9 @@ class ServingChoice:
 
 
 def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: float) -> None:
-    """Write what answers need from the store in `root` to `path`, an empty file, as one consistent state.
+    """Write the part of the store in `root` that answering needs to `path`, an empty file, as one consistent state.
 
-    Writers need not wait. The same rows make the same bytes. Raises as any read of the store does.
+    Writers need not wait. Equal rows give equal bytes. Raises the errors of `translate_sqlite_errors`.
     """
     with (
         translate_sqlite_errors(root, timeout),

@@ -48,7 +48,7 @@ class Banks:
         config: dict[str, Any],
         purpose: str = "",
     ) -> Bank:
-        """The newest bank with this name, key and purpose, building or ready. If there is none, a new building version.
+        """The newest bank with this name, key and purpose, ready or not; if there is none, a new version.
 
         `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` must
         not contain users' names: removing a user erases only the ids under its `REFUSED_USERS_KEY`.

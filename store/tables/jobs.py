@@ -86,7 +86,7 @@ class Jobs:
 
     def _is_running(self, job_id: int) -> bool:
         try:
-            with process_lock(self._root, _lock_name(job_id), 0, "at this job"):
+            with process_lock(self._root, _lock_name(job_id), 0, "running this job"):
                 return False
         except StoreBusy:
             return True

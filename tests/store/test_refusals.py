@@ -93,7 +93,7 @@ def test_a_read_only_store_is_read_and_says_so_when_written(locked: Path) -> Non
 @needs_fork
 def test_a_store_cannot_be_made_where_nothing_may_be_written(locked: Path) -> None:
     said = as_nobody(lambda: Registry.open(locked / "inner", create=True).close())
-    assert said.startswith("BadInput: There can be no store at")
+    assert said.startswith("BadInput: A store cannot be made at")
 
 
 @pytest.mark.parametrize(
