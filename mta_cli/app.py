@@ -78,7 +78,9 @@ class RootGroup(LazyGroup):
         """Parse the command line. `--show-completion SHELL` is for that shell; without SHELL, for the running shell."""
         if len(args) == 2 and args[0] in COMPLETION_FLAGS:
             if args[1] not in SHELLS:
-                raise UsageError(f"There is no completion for {args[1]!r:.80}.", hint=f"one of {', '.join(SHELLS)}")
+                raise UsageError(
+                    f"There is no completion for {args[1]!r:.80}.", hint=f"choose one of {', '.join(SHELLS)}"
+                )
             flag = next(each for each in self.params if args[0] in each.opts)
             assert flag.callback is not None
             flag.callback(ctx, flag, args[1])  # exits the program

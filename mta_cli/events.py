@@ -26,7 +26,7 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """The job starts. `total` counts `unit`s (steps, items, bytes); None if unknown."""
+    """The job starts. `total` is its number of `unit`s (steps, items, bytes); None if unknown."""
 
     job: str
     total: int | None = None
@@ -35,7 +35,7 @@ class JobStarted:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Progress: `done` of the job's total after this step. `label` names the current part (an anchor, a file)."""
+    """Progress: `done` units of the job are finished after this step. `label`: its current part (an anchor, a file)."""
 
     label: str
     done: int

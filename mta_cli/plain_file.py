@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput
 
-_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # what a shell has opened: `<(…)`
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # files that a shell has opened for the command, as in `<(…)`
 
 
 def refuse_special_file(path: Path) -> None:

@@ -66,4 +66,4 @@ def describe_thread_spinning() -> str:
         return f"waiting threads are {policy} ({POLICY})"
     if spins := os.environ.get(VARIABLE):
         return f"waiting threads spin {spins} times ({SPINS:,} on idle cores, {SPINS_BESIDE_OTHERS:,} on busy ones)"
-    return "waiting threads spin as long as the runtime wants"
+    return "waiting threads spin for the runtime's default time"

@@ -26,8 +26,8 @@ _EVAL_BANKS = """DELETE FROM banks WHERE purpose = 'eval' AND id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = :user AND role = 'bank'
 """
 _OF_TASK = "user_id = :user AND task = :task"
-# Evaluations that may have used the items: created at or after `since`, or with a run that ended then. A run that was
-# killed has no `ended`; it counts, because the time of its end is unknown.
+# Evaluations that may have used the items: created at or after `since`, or with a run that ended then. A run
+# without an `ended` time was killed or is still running, so it counts too.
 _LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
     SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
 ))"""
