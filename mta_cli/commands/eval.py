@@ -47,7 +47,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="A method's own setting; may be given several times."),
 ]
 EvaluationArgument = Annotated[
-    int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
+    int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as shown by mta eval list.")
 ]
 ReferenceOption = Annotated[
     str | None,
@@ -172,7 +172,8 @@ def tune(
 ) -> None:
     """Choose the settings of methods.
 
-    For each fold they are chosen on users who are not tested in it; `run` with the same options takes them.
+    For each fold, the settings are chosen on users who are not tested in it. `mta eval run` with the same options then
+    uses them.
     """
     from mta_cli.commands.eval_tables import render_tuning
     from mta_cli.lab.evaluation.run import tune_evaluation

@@ -13,7 +13,8 @@ from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-# Keys made by earlier versions have a slow hash (scrypt): the most requests that may wait for the hash of one such key.
+# The most requests that may wait for the slow hash of one key. Only keys made by earlier versions have a slow hash, by
+# scrypt.
 MAX_CHECKS = 16
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 
@@ -78,7 +79,9 @@ class Access:
             return self.keys.find(token)
         if self._checks[slow] >= MAX_CHECKS:
             raise ApiError(
-                429, f"{MAX_CHECKS} requests already wait until this key is checked: try again.", code="too_many_keys"
+                429,
+                f"{MAX_CHECKS} requests already wait for the check of this key: try again later.",
+                code="too_many_keys",
             )
         self._checks[slow] += 1
         try:

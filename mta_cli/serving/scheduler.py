@@ -84,7 +84,7 @@ class Scheduler:
                 raise Stopping("The server is stopping.")
             if len(self._waiting) + len(answers) > self._max_waiting:
                 raise QueueFull(
-                    f"{len(self._waiting)} answers already wait, and at most {self._max_waiting} may: try again later."
+                    f"{len(self._waiting)} answers are waiting, and the most is {self._max_waiting}: try again later."
                 )
             self._waiting.extend(answers)
             self._changed.notify()

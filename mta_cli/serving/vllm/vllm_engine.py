@@ -107,7 +107,7 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
         raise BadInput(f"{address} does not answer as vLLM does.", hint=hint) from error
     if found != base.tokenizer.encode(PROBE, add_special_tokens=False):
         raise IntegrityFault(
-            f"{address} serves {name}, whose tokenizer differs from the one of {base.name}.",
+            f"The tokenizer of {name}, which {address} serves, differs from the tokenizer of {base.name}.",
             hint=(Flag("base"), " must name the base that the vLLM server serves"),
         )
     return name, window
@@ -155,7 +155,7 @@ class VllmEngine:
                 raise Stopping("The server is stopping.")
             if self._waiting + len(answers) > self._max_waiting:
                 raise QueueFull(
-                    f"{self._waiting} answers already wait, and at most {self._max_waiting} may: try again later."
+                    f"{self._waiting} answers are waiting, and the most is {self._max_waiting}: try again later."
                 )
             self._waiting += len(answers)
         self._loop.call_soon_threadsafe(self._begin, list(answers))
