@@ -185,9 +185,9 @@ def tune(
 def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the methods that can be compared.
 
-    Names can be composed: `stack+habit` has another label memory, `permuted-mta` is a control that gives each user
-    another's LoRAs, and `task:evidence:lora` gives the weights below, the weighting of anchors, and the stack. `ladder`
-    means the method of each step of the ladder, marked with a *.
+    Names can be composed: `stack+habit` has another label memory, and `permuted-mta` is a control that gives each user
+    another user's LoRAs. `task:evidence:lora` has the form BELOW:ANCHORS:STACK: the weights below the user's own, the
+    weighting of anchors, and the kind of stack. `ladder` stands for all methods marked with a *, the steps of the ladder.
     """
     from mta_cli.lab.evaluation.method_settings import method_rows
 

@@ -109,8 +109,8 @@ ConsentOption = Annotated[
     typer.Option(
         "--can-anchor/--no-can-anchor",
         help="Whether these users may be anchors, whose models help to serve others. Without this flag, "
-        "you are asked about new users; if there is no terminal, they may be anchors, except a repository's authors. New "
-        "users of mail and chats may not be anchors, and you are not asked about them.",
+        "you are asked about new users; if there is no terminal, they may be anchors, except a repository's authors. "
+        "New users of mail and chats may not be anchors, and you are not asked about them.",
         show_default=False,
     ),
 ]
