@@ -107,8 +107,8 @@ def ask(
 
     The answer is streamed to standard output; a line on standard error says which model gave it. The user's most
     personal model answers, and the prompt shows the user's own items that are nearest to the text. Without --task the
-    answer is free text, by the model for that task of the user whose items are nearest. With --task the prompt is the
-    task's, and if the task has labels, the answer is one of them. If `mta serve` runs on the same store with the same
+    answer is free text, by the user's model for the task with the nearest items. With --task the prompt is the task's,
+    and if the task has labels, the answer is one of them. If `mta serve` runs on the same store with the same
     settings, it answers, and nothing is loaded here.
     """
     from mta_cli.pipeline.chat.answer import answer_question
@@ -133,7 +133,9 @@ def ask(
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
             command = context.global_flags.text_with_store(Command("ask", text, "TEXT"))
-            context.output.note(f"{text} is a user's name, but is asked as a text. `{command}` asks their model.")
+            context.output.note(
+                f"{text} is a user's name, but was taken as the text to ask. `{command}` asks their model."
+            )
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
         entry = base_model(given)

@@ -31,7 +31,8 @@ def doctor(
         typer.Option(
             "--ray-address",
             metavar="ADDRESS",
-            help="A running Ray cluster, `auto` or HOST:PORT: check that all nodes have this machine's versions.",
+            help="A running Ray cluster, `auto` or HOST:PORT: check that all its nodes have the same versions of mta, Python "
+            "and Ray as this machine.",
         ),
     ] = "",
     yes: YesOption = False,

@@ -187,7 +187,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
 
     Names can be composed: `stack+habit` has another label memory, and `permuted-mta` is a control that gives each user
     another user's LoRAs. `task:evidence:lora` has the form BELOW:ANCHORS:STACK: the weights below the user's own, the
-    weighting of anchors, and the kind of stack. `ladder` stands for all methods marked with a *, the steps of the ladder.
+    weighting of anchors, and the kind of stack. `ladder` stands for the methods marked with a *, one for each step.
     """
     from mta_cli.lab.evaluation.method_settings import method_rows
 

@@ -51,7 +51,7 @@ PING_SECONDS = 15  # between two pings in a stream, so that proxies do not close
 CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
 BODY_SECONDS = 30  # a request whose body takes longer is refused
-STRANGERS = "mta.serve.strangers"  # the log of requests without a valid key that fail or use a route open to all
+STRANGERS = "mta.serve.strangers"  # the log of requests to routes open to all, and of failed ones without a valid key
 log, strangers = logging.getLogger("mta.serve"), logging.getLogger(STRANGERS)
 Handler = Callable[[Request], Awaitable[Response]]
 

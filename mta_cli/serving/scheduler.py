@@ -109,7 +109,7 @@ class Scheduler:
 
     def forget(self, gone: Sequence[UserFactors], owners: Sequence[int]) -> None:
         """See `AnswerEngine`."""
-        missing = MtaError("The model was removed.")
+        missing = MtaError("The user was removed while their model answered.")
 
         def work() -> None:
             for answer in self._answers():

@@ -247,7 +247,7 @@ class VllmEngine:
         return {answer.owner for answer in self._tasks if answer.owner is not None}
 
     def _forget(self, gone: Sequence[AdapterFolder], owners: set[int]) -> None:
-        missing = MtaError("The model was removed.")
+        missing = MtaError("The user was removed while their model answered.")
         ended = [answer for answer in self._tasks if answer.owner in owners and not answer.cancelled]
         for answer in ended:
             answer.cancelled = True
