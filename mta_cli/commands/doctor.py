@@ -31,8 +31,8 @@ def doctor(
         typer.Option(
             "--ray-address",
             metavar="ADDRESS",
-            help="A running Ray cluster, `auto` or HOST:PORT: check that all its nodes have the same versions of mta, Python "
-            "and Ray as this machine.",
+            help="A running Ray cluster, `auto` or HOST:PORT: check that all its nodes have the same versions of mta, "
+            "Python and Ray as this machine.",
         ),
     ] = "",
     yes: YesOption = False,
