@@ -228,7 +228,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
 
 
 def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
-    """The ladder of the steps below a personal model on the bank's own users; nothing if it was not measured."""
+    """The ladder up to the common model, measured on the bank's own users; nothing if it was not measured."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
 
     if ladder is None:
@@ -267,7 +267,7 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
     weights = bank["memory_weights"]
     share = (
-        "their weight beside the model was not fitted"
+        "the label memory's weight was not fitted"
         if weights is None
         else f"weights in an answer: model {weights['model']:.2f}, label memory {weights['memory']:.2f}"
     )

@@ -17,8 +17,14 @@ from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 from mta_cli.terminal.output import group
 
-SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")  # as servers call them
-MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
+SERVER_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+)  # flags that --server accepts; servers know them by the same names
+MAX_STDIN_BYTES = 4_000_000  # a longer message would be refused anyway
 
 
 _TEXT_HELP = "without a text, or with -, it is read from standard input."
@@ -59,7 +65,8 @@ FreeDecodingOption = Annotated[
     bool, typer.Option("--free-decoding", help="For a task with labels: generate any text, not only a label.")
 ]
 ServerOption = Annotated[
-    str | None, typer.Option("--server", metavar="URL", help="Let this server answer, as http://127.0.0.1:8000/v1.")
+    str | None,
+    typer.Option("--server", metavar="URL", help="Let this server answer, such as http://127.0.0.1:8000/v1."),
 ]
 NoServerOption = Annotated[
     bool, typer.Option("--no-server", help="Load the model here, even if a server of this store runs.")
@@ -98,10 +105,11 @@ def ask(
 ) -> None:
     """Ask for one answer.
 
-    It is streamed to standard output; a line on standard error says which model answered. The user's most personal
-    model answers, with their own items nearest to the text in the prompt. Without --task it answers in words, in the
-    task of theirs whose items are nearest; with --task as in that task, with one of its labels where it has labels.
-    Where `mta serve` runs on the same store with the same settings, it answers, and nothing is loaded here.
+    The answer is streamed to standard output; a line on standard error says which model gave it. The user's most
+    personal model answers, and the prompt shows the user's own items that are nearest to the text. Without --task the
+    answer is free text, by the user's model for the task with the nearest items. With --task the prompt is the task's,
+    and if the task has labels, the answer is one of them. If `mta serve` runs on the same store with the same
+    settings, it answers, and nothing is loaded here.
     """
     from mta_cli.pipeline.chat.answer import answer_question
     from mta_cli.pipeline.chat.answer_on_server import answer_on_server, find_equivalent_server
@@ -125,7 +133,9 @@ def ask(
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
             command = context.global_flags.text_with_store(Command("ask", text, "TEXT"))
-            context.output.note(f"{text} is a user's name, but is asked as a text. `{command}` asks their model.")
+            context.output.note(
+                f"{text} is a user's name, but was taken as the text to ask. `{command}` asks their model."
+            )
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
         entry = base_model(given)
@@ -155,8 +165,9 @@ def compare(
 ) -> None:
     """Compare base, common, fused and adapted.
 
-    All get the same prompt, with the same own examples. With several users, each is answered in turn, and --json
-    prints an array. Where `mta serve` runs on the same store with the same settings, it answers.
+    All four models get the same prompt, with the same items of the user as examples. Several users are answered one
+    after another, and --json then prints an array. If `mta serve` runs on the same store with the same settings, it
+    answers.
     """
     from mta_cli.pipeline.chat.answer_on_server import compare_on_server, find_equivalent_server
     from mta_cli.pipeline.chat.compare import compare_user_models
@@ -203,11 +214,13 @@ def chat(
 ) -> None:
     """Talk with a user's model.
 
-    The user's most personal model answers, and each message brings their own items that are nearest to it. With --task,
-    or after /task NAME, each message is a question of that task by itself. Type /help for what else can be typed; in a
-    pipe, lines are read from standard input.
-    The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
-    With --server, a running `mta serve` answers, and nothing is loaded or stored here; MTA_SERVER_KEY holds a key.
+    The user's most personal model answers, and the prompt shows the user's own items that are nearest to the message.
+    With --task, or after /task NAME, each message is a separate question of that task. Type /help for a list of
+    commands; in a pipe, lines are read from standard input.
+    The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save is
+    given.
+    With --server, a running `mta serve` answers, and nothing is loaded or stored here; if the server needs a
+    key, it is read from MTA_SERVER_KEY.
     """
     from mta_cli.commands.chat_repl.repl import ChatShell
     from mta_cli.pipeline.chat.answer import ChatModel
@@ -267,7 +280,7 @@ def _chat_with_server(
 def split_users_and_text(
     asked: Sequence[str] | None, named: Sequence[str], *, needs_user: bool = False
 ) -> tuple[list[str], str | None]:
-    """The users and the text among the arguments `[USER] [TEXT]` and the users `named` by flags; None without a text.
+    """The users and the text (or None), from the arguments `[USER] [TEXT]` and the users `named` by flags.
 
     A single argument is the text, or the user if one is needed and no flag names one. Raises UsageError for more than
     two arguments.

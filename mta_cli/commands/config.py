@@ -22,7 +22,7 @@ from mta_cli.configuration.settings import (
 from mta_cli.terminal.output import text
 
 MODEL_SETTINGS = ("models.base", "models.embedder")
-app = CommandGroup("Settings: what they are, and changing them.")
+app = CommandGroup("Settings: list, read and change them.")
 
 
 def _complete_values(ctx: typer.Context) -> list[str]:
@@ -108,7 +108,7 @@ def _write_and_report(context: AppContext, key: str, value: Any, *, in_store: bo
     from store.registry import Registry
 
     if in_store:
-        # Raises without a store, so that no file is made elsewhere. The store's settings are not read: they may be bad.
+        # Raises if there is no store. Its settings are not read, because this command may have to correct them.
         Registry.open(context.store_dir).close()
     file = _settings_file(context, in_store=in_store)
     changed = write_setting(file, key, value)

@@ -17,7 +17,7 @@ def doctor(
     ctx: typer.Context,
     deep: Annotated[bool, typer.Option("--deep", help="Read every file of every model and check its SHA-256.")] = False,
     names: Annotated[
-        bool, typer.Option("--names", help="Name the users whose data is damaged, instead of their numbers.")
+        bool, typer.Option("--names", help="Show the names of users whose data is damaged, instead of their numbers.")
     ] = False,
     mend: Annotated[
         bool,
@@ -31,7 +31,8 @@ def doctor(
         typer.Option(
             "--ray-address",
             metavar="ADDRESS",
-            help="A running Ray cluster, `auto` or HOST:PORT: check that every node has these versions.",
+            help="A running Ray cluster, `auto` or HOST:PORT: check that all its nodes have the same versions of mta, "
+            "Python and Ray as this machine.",
         ),
     ] = "",
     yes: YesOption = False,
@@ -67,7 +68,7 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
 
 
 def _build_doctor_request(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
-    """The request for the checks; settings that cannot be read become a finding of it."""
+    """The request for the checks. If the settings cannot be read, it holds the reason and the default settings."""
     from mta_cli.configuration.settings import OPTION_CLASSES, StoreOptions
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest

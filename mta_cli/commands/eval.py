@@ -47,7 +47,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="A method's own setting; may be given several times."),
 ]
 EvaluationArgument = Annotated[
-    int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
+    int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as shown by mta eval list.")
 ]
 ReferenceOption = Annotated[
     str | None,
@@ -172,7 +172,8 @@ def tune(
 ) -> None:
     """Choose the settings of methods.
 
-    For each fold they are chosen on users who are not tested in it; `run` with the same options takes them.
+    For each fold, the settings are chosen on users who are not tested in it. `mta eval run` with the same options then
+    uses them.
     """
     from mta_cli.commands.eval_tables import render_tuning
     from mta_cli.lab.evaluation.run import tune_evaluation
@@ -184,9 +185,9 @@ def tune(
 def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the methods that can be compared.
 
-    Names can be composed: `stack+habit` has another label memory, `permuted-mta` is a control that gives each user
-    another's LoRAs, and `task:evidence:lora` gives the weights below, the weighting of anchors, and the stack. `ladder`
-    means the method of each step of the ladder, marked with a *.
+    Names can be composed: `stack+habit` has another label memory, and `permuted-mta` is a control that gives each user
+    another user's LoRAs. `task:evidence:lora` has the form BELOW:ANCHORS:STACK: the weights below the user's own, the
+    weighting of anchors, and the kind of stack. `ladder` stands for the methods marked with a *, one for each step.
     """
     from mta_cli.lab.evaluation.method_settings import method_rows
 

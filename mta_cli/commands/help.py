@@ -21,7 +21,7 @@ def _complete_commands(ctx: typer.Context) -> list[str]:
 
 CommandArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[COMMAND...]", help="The command, as user adapt.", autocompletion=_complete_commands),
+    typer.Argument(metavar="[COMMAND...]", help="The command, such as user adapt.", autocompletion=_complete_commands),
 ]
 
 

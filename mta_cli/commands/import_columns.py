@@ -25,11 +25,11 @@ EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) -> ImportSource:
-    """The source with the columns that the user types; unchanged if none is missing, or for a stream or a file without
-    columns.
+    """Ask the user for the columns that are missing, and return the source with them.
 
-    The time is also asked for if a column may be one. Enter accepts the guess in brackets. The command line `words` is
-    printed with the answers as flags. Raises as reading the file does, and MtaError at end of input.
+    Nothing is asked for a stream or a file without columns. The time is asked for too if a column may hold it. Enter
+    accepts the guess in brackets. Then the command line `words` is printed with the answers as flags. Raises the errors
+    of `read_table_sample`, and MtaError if the input ends.
     """
     from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
@@ -82,7 +82,7 @@ def _ask_for_part(
 
 
 def _column_flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
-    """The flags that name the columns of these parts; `--me` names the only user of a file without a user column."""
+    """The flags that name the columns of these parts. `--me` names the one user of a file without user column."""
     given = {f"--{part}": getattr(source.columns, part) for part in parts}
     given |= {"--me": source.user} if "user" in parts else {}
     return [word for flag, text in given.items() if text is not None for word in (flag, text)]

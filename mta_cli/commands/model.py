@@ -113,7 +113,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove a model. Of a local folder, only the name is removed; its files stay."""
+    """Remove a model. For a local folder, only the name is removed; its files stay."""
     from mta_cli.pipeline.models.installed import removal_preview, uninstall_model
 
     output = app_context(ctx, json=json).output

@@ -90,12 +90,13 @@ def quick(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Take a table or a repository to a verdict.
+    """Measure personal models on your own data.
 
-    Is a personal model worth it for its users? Columns and the kind of task are guessed. Some items of each user are
-    held out, and a bank and personal models are made of the others. The held-out items are then answered step by step:
-    by the base, with the user's own examples, by the common model, and by the user's own. Run it again to finish a
-    stopped run; a finished one prints its result again.
+    The verdict says whether a personal model is worth it for the users of a table or a git repository. Columns and the
+    kind of task are guessed. Some items of each user are held out, and a bank and personal models are made from the
+    others. The held-out items are then answered by each step: the base, the base with the user's own examples, the
+    common model, and the user's own model. Run it again to finish a stopped run; a finished run prints its result
+    again.
     """
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.quick.columns import complete_columns

@@ -39,7 +39,7 @@ UsersOption = Annotated[
     typer.Option(
         "--users",
         metavar="USER,…",
-        help="The users whose models the key opens; a name with a comma needs its own --users.",
+        help="The users whose models the key opens. Give a name that contains a comma in its own --users.",
     ),
 ]
 AllUsersOption = Annotated[
@@ -66,10 +66,10 @@ def serve(
     ] = False,
     flags: Flags,
 ) -> None:
-    """Serve all users' models, as OpenAI does.
+    """Serve all users' models by OpenAI's API.
 
-    One address answers for every user. A model is named by its user: USER to chat as them, USER/TASK for a task's
-    prompt, base for the base. The end of the address is /v1. SIGTERM or Ctrl-C ends the server once running answers are
+    One address, which ends in /v1, serves every user. A request names a model: USER for a chat with the user's model,
+    USER/TASK for a task's prompt, or base for the base. SIGTERM or Ctrl-C ends the server once running answers are
     complete; SIGHUP reads the keys again.
     """
     if ctx.invoked_subcommand is not None:

@@ -1,4 +1,4 @@
-"""`mta tui`: opens the window on the registry and closes it."""
+"""`mta tui`: opens the window on the store."""
 
 from __future__ import annotations
 

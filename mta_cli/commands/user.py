@@ -74,7 +74,7 @@ def list_(
             help="Only users who match: parts of the name, status:adapted, task:NAME, items>5, queries=0 and so on.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show at most so many users.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show at most this many users.")] = None,
     json: JsonOption = False,
 ) -> None:
     """List the users."""
@@ -163,7 +163,10 @@ def consent(
             "--task can only be given with --all: one user's consent applies to all tasks.", hint="leave out --task"
         )
     if can_anchor is None:
-        raise UsageError("The consent is missing.", hint="add --can-anchor or --no-can-anchor")
+        raise UsageError(
+            "Neither --can-anchor nor --no-can-anchor was given.",
+            hint="add --can-anchor if the users may be anchors, else --no-can-anchor",
+        )
     with context.open_registry() as reg:
         if user is None:
             job = set_consent_of_all(reg, can_anchor, task=task, wait=wait)
@@ -219,7 +222,7 @@ def items(
     user: UserArgument,
     task: TaskOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, max=1_000_000, help="Show at most so many items; by default 20.")
+        int | None, typer.Option("--limit", min=1, max=1_000_000, help="Show at most this many items; by default 20.")
     ] = None,
     search: Annotated[
         str | None,
@@ -342,14 +345,18 @@ def adapt(
 ExportFolderOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")]
 ExportFormatOption = Annotated[
     Literal["peft", "merged", "gguf-lora", "gguf"],
-    typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
+    typer.Option(
+        "--format",
+        help="peft: a LoRA for PEFT and vLLM; gguf-lora: the LoRA as GGUF; merged: a whole model, the base with the "
+        "LoRA merged into it; gguf: the whole model as GGUF.",
+    ),
 ]
 ExportRankOption = Annotated[
     str,
     typer.Option(
         "--rank",
         metavar="auto|exact|N",
-        help="Rank of a LoRA. auto: the smallest that keeps the loss of the user's own answers; exact: their sum.",
+        help="Rank of a LoRA. auto: the smallest that keeps the loss of the user's own answers; exact: no compression.",
     ),
 ]
 ExportExamplesOption = Annotated[
@@ -362,7 +369,7 @@ ExportExamplesOption = Annotated[
     ),
 ]
 ExportTypeOption = Annotated[
-    Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
+    Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of the weights with --format gguf.")
 ]
 ExportBaseNameOption = Annotated[
     str | None,
@@ -372,7 +379,11 @@ ApproximateOption = Annotated[
     bool, typer.Option("--approximate", help="Let LoRAs for late tokens act on all tokens: other programs need that.")
 ]
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Answer up to 20 of the user's queries with both models and count differences.")
+    bool,
+    typer.Option(
+        "--check",
+        help="Answer up to 20 of the user's questions with the stored and the exported model, and count differences.",
+    ),
 ]
 AllDataOption = Annotated[
     bool,
@@ -402,7 +413,7 @@ def export(
 ) -> None:
     """Write a user's model for other programs.
 
-    These are PEFT, vLLM, llama.cpp, Ollama and LM Studio. Some of the user's items go along.
+    PEFT, vLLM, llama.cpp, Ollama and LM Studio can load it. The export includes some of the user's items as examples.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_export
     from mta_cli.commands.user_tables import render_export
@@ -439,7 +450,7 @@ def _is_on_command_line(ctx: typer.Context, name: str | None) -> bool:
 
 
 def _parse_rank(text: str) -> int | Literal["auto"] | None:
-    """The rank of `--rank`; None is exact. Raises UsageError for anything else."""
+    """The rank that `--rank` names; None for `exact`. Raises UsageError for any other text."""
     if text == "auto":
         return "auto"
     if text == "exact":

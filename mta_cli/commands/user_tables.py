@@ -30,9 +30,10 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
 
 
 def render_adaptations(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
-    """A table of each user's gain by fusion and stack on held-out answers, else of the loss on the shots.
+    """A table of each user's held-out log-likelihood (nats) by the common, fused and adapted model.
 
-    A sentence for all users follows. `details` adds sizes and steps.
+    Without held-out queries it shows the loss on the shots instead. A sentence over all users follows. `details` adds
+    sizes and steps.
     """
     held_out = any(each["heldout_before"] is not None for each in results)
     columns = ["user", "shots", *(("answers", "common", "fused", "adapted") if held_out else ("loss",)), "stack is"]

@@ -13,7 +13,9 @@ from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-MAX_CHECKS = 16  # the most requests that may wait for the slow hash of one key of an earlier version
+# The most requests that may wait for the slow hash of one key. Only keys made by earlier versions have a slow hash, by
+# scrypt.
+MAX_CHECKS = 16
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 
 
@@ -30,8 +32,8 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Checks who may send requests to one server. `read_keys` reads the file of keys.
 
-    Requests need a key if this file exists, even without keys, or if `host` is not a loopback address. Otherwise every
-    program on this machine may send requests.
+    Requests need a key if this file exists, even if it holds no keys, or if `host` is not a loopback address. Otherwise
+    every program on this machine may send requests.
     """
 
     def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
@@ -41,14 +43,17 @@ class Access:
         self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), Counter[str]()
 
     def reread(self) -> None:
-        """Read the file of keys again. If requests needed a key before, they still do, even without the file."""
+        """Read the file of keys again. If requests needed a key before, they still do, even if the file is gone."""
         found = self._read_keys()
         found.verified = self.keys.verified
         self.keys = found
         self._needs_key = self._needs_key or self.keys.is_there
 
     def refuse_foreign_host(self, header: str | None) -> None:
-        """Raises ApiError if no key is needed and the `Host` header names another host, as in DNS rebinding."""
+        """Raises ApiError if no key is needed and the `Host` header names another host.
+
+        This stops DNS rebinding: a web page whose host name is made to resolve to this machine.
+        """
         # the header is `host`, `host:port` or `[address]:port`
         match = _HOST.fullmatch((header or "").strip().lower())
         name = match[1].strip("[]") if match else ""
@@ -56,7 +61,7 @@ class Access:
             raise ApiError(403, "The Host header does not name this machine: use localhost.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:
-        """The key of an `Authorization` header; None if no keys are needed. Raises ApiError for an invalid key."""
+        """The key of an `Authorization` header; None if no key is needed. Raises ApiError if it is missing or wrong."""
         if not self._needs_key:
             return None
         scheme, _, token = (header or "").partition(" ")
@@ -66,14 +71,18 @@ class Access:
         return key
 
     async def _find(self, token: str) -> Key | None:
-        """The key of `token`. The slow hash of a key of an earlier version is computed in a thread.
+        """The stored key that `token` matches; None if there is none. A slow hash is computed in a thread.
 
-        Raises ApiError if too many requests wait for the same key.
+        Raises ApiError if `MAX_CHECKS` requests with the same key already wait for its slow hash.
         """
         if (slow := self.keys.slow_key(token)) is None:
             return self.keys.find(token)
         if self._checks[slow] >= MAX_CHECKS:
-            raise ApiError(429, f"{MAX_CHECKS} requests wait for the check of this key already.", code="too_many_keys")
+            raise ApiError(
+                429,
+                f"{MAX_CHECKS} requests already wait for the check of this key: try again later.",
+                code="too_many_keys",
+            )
         self._checks[slow] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._check_thread, self.keys.find, token)

@@ -37,7 +37,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """An answer failed with an error."""
+    """The end of an answer that failed with an error."""
 
     error: MtaError | Exception
 
@@ -51,7 +51,7 @@ class AnswerRequest(Generic[W]):
 
     `labels` are the token ids of the possible labels; empty for a text. `owner` is the user's id, None for the base.
     With a `schema` the answer is JSON. `emit` may be called from any thread. `keeps_prefix` says whether the prompt's
-    states may be cached.
+    keys and values may be cached for a later request.
     """
 
     model: W
@@ -72,7 +72,7 @@ class AnswerRequest(Generic[W]):
         # A schema's grammar ends the answer; an answer that is cut at a repetition would not match the schema.
         self._repetition = RepetitionFilter(self.tokenizer, active=self.schema is None)
         self._text = AnswerText(self.tokenizer, self.stops)
-        self._held: deque[SampledToken] = deque()  # tokens that may be a repetition
+        self._held: deque[SampledToken] = deque()  # tokens not shown yet, because they may be a repetition
         self._unshown: list[SampledToken] = []
 
     @property

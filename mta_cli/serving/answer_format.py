@@ -17,7 +17,7 @@ MIN_LOGPROB = -9999.0  # OpenAI's value, because JSON has no infinity
 
 
 def normalised(scores: Sequence[float]) -> list[float]:
-    """Log-softmax of scores, nats."""
+    """The log-softmax of `scores`: log-probabilities in nats."""
     top = max(scores)
     total = top + math.log(sum(math.exp(score - top) for score in scores))
     return [score - total for score in scores]
@@ -35,7 +35,10 @@ class Choice:
 
 
 def token_entries(tokenizer: Any, tokens: Sequence[SampledToken]) -> list[dict[str, Any]]:
-    """`logprobs.content` of a chat's answer: tokens with log-probabilities, and their bytes if they are complete."""
+    """`logprobs.content` of a chat's answer: each token with its log-probability (nats) and its UTF-8 bytes.
+
+    `bytes` is null for a token that holds only a part of a character. Tokens without a log-probability are left out.
+    """
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -50,7 +53,10 @@ def token_entries(tokenizer: Any, tokens: Sequence[SampledToken]) -> list[dict[s
 
 
 def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, top: int) -> list[dict[str, Any]]:
-    """`logprobs.content` of an answer that is a label: the label as one token, and the likeliest labels."""
+    """`logprobs.content` of an answer that is a label: the label at index `place` as one token, and the `top` best.
+
+    `logprobs` are the log-probabilities of all labels (nats).
+    """
 
     def entry(n: int) -> dict[str, Any]:
         return {"token": labels[n], "logprob": max(logprobs[n], MIN_LOGPROB), "bytes": list(labels[n].encode())}
@@ -60,7 +66,7 @@ def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, 
 
 
 def completion_logprobs(entries: Sequence[dict[str, Any]], place: int) -> dict[str, Any]:
-    """The older form of log-probabilities, of `/v1/completions`, for text that begins at `place`."""
+    """The `logprobs` object of `/v1/completions`. `place` is where the text begins in its answer, in characters."""
     offsets = []
     for entry in entries:
         offsets.append(place)
@@ -129,13 +135,13 @@ class AnswerFormat:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _choice(self, choice: Choice, text: str, entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-        """A choice with a text: the whole text or a `delta`."""
+        """A choice in the response: the whole answer if `name` is `message`, a part of it if `name` is `delta`."""
         logprobs: dict[str, Any] | None = None
         start = 0 if name == "message" else len(choice.text) - len(text)
         if self.with_logprobs and (entries or name == "message"):
             logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries, start)
         rest = {"logprobs": logprobs, "finish_reason": choice.reason}
-        if choice.reason == "repetition":  # OpenAI's interface has no such reason; `stop_reason` is from vLLM's
+        if choice.reason == "repetition":  # OpenAI's interface has no such reason; `stop_reason` is a field of vLLM's
             rest |= {"finish_reason": "stop", "stop_reason": "repetition"}
         if not self.is_chat:
             return {"index": choice.index, "text": text, **rest}

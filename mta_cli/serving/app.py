@@ -51,13 +51,13 @@ PING_SECONDS = 15  # between two pings in a stream, so that proxies do not close
 CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
 BODY_SECONDS = 30  # a request whose body takes longer is refused
-STRANGERS = "mta.serve.strangers"  # the log of requests that need no key or fail without one
+STRANGERS = "mta.serve.strangers"  # the log of requests to routes open to all, and of failed ones without a valid key
 log, strangers = logging.getLogger("mta.serve"), logging.getLogger(STRANGERS)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer."""
+    """A response with `content` as JSON."""
     return Response(msgspec.json.encode(content), status, headers, JSON_TYPE)
 
 
@@ -67,10 +67,10 @@ class Routes:
     def __init__(self, service: Service, access: Access, jobs: AdaptJobs | None) -> None:
         self.service, self.access, self._jobs = service, access, jobs
         self._running: Counter[str] = Counter()
-        self._most = most_connections() // 2  # the other connections are for requests that need no key, as `/health`
+        self._most = most_connections() // 2  # the other connections are for routes open to all, such as `/health`
 
     def table(self) -> list[Route]:
-        """Every route, with its description for OpenAPI."""
+        """All routes. The docstring of each handler is the route's description in the OpenAPI document."""
         writing = [
             self._route("POST", "/v1/users/{name:path}/items", self.add_item),
             self._route("POST", "/v1/users/{name:path}/adapt", self.adapt),
@@ -121,13 +121,22 @@ class Routes:
         return Route(path, guarded, methods=[method])
 
     async def _counted(self, handler: Handler, request: Request, who: str) -> Response:
-        """Handle a request; it counts as open for the key `who` until its answer, or its stream, has ended."""
+        """Handle a request, which counts as running for the key with the id `who` until its answer or stream has ended.
+
+        Raises ApiError if too many requests run.
+        """
         most = self.service.options.streams
         if self._running[who] >= most:
             whose = " with one key" if who else ""
-            raise ApiError(429, f"Only {most} requests{whose} may run at once.", code="too_many_requests")
+            raise ApiError(
+                429, f"Only {most} requests{whose} may run at once: try again later.", code="too_many_requests"
+            )
         if self._running.total() >= self._most:
-            raise ApiError(503, f"Only {self._most} requests may run at once on this server.", code="too_many_requests")
+            raise ApiError(
+                503,
+                f"Only {self._most} requests may run at once on this server: try again later.",
+                code="too_many_requests",
+            )
         self._running[who] += 1
         response: Response | None = None
         try:
@@ -195,11 +204,11 @@ class Routes:
         return json_response(openapi.document(self.table()))
 
     async def docs(self, request: Request) -> Response:
-        """This interface as a page."""
+        """This interface as an HTML page."""
         return Response(openapi.page(self.table()), media_type="text/html")
 
     async def models(self, request: Request) -> Response:
-        """The base, and the models of the first 1,000 users that the client may ask."""
+        """The base, and the models of the first 1,000 users whom the client may ask."""
         return json_response({"object": "list", "data": await self.service.models(self._may(request))})
 
     async def model(self, request: Request) -> Response:
@@ -269,7 +278,7 @@ class Routes:
         yield {"data": "[DONE]"}
 
     async def embeddings(self, request: Request) -> Response:
-        """Vectors of texts by the embedder."""
+        """One vector for each text, computed by the embedder."""
         body = parse_body(EmbeddingBody, await self._body(request))
         texts = [body.input] if isinstance(body.input, str) else body.input
         vectors, tokens = await self.service.embeddings(body.model, texts)
@@ -300,7 +309,7 @@ class Routes:
 
 
 class _EventStream(EventSourceResponse):
-    """A stream that calls `on_end` when it has ended for any reason."""
+    """A stream that calls the functions in `on_end` once it has ended, for whatever reason."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
         super().__init__(*given, **settings)

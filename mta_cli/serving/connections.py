@@ -23,8 +23,8 @@ def most_connections() -> int:
 class LimitedConnection(H11Protocol):
     """A connection of uvicorn that is closed if it does not send the head of a request in time.
 
-    Above `most_connections`, the idle connection with the oldest timer is closed. uvicorn's `limit_concurrency` would
-    keep idle connections and refuse all new requests, even `/health`.
+    If more than `most_connections` are open, the idle connection with the oldest timer is closed. uvicorn's
+    `limit_concurrency` would keep idle connections and refuse all new requests, even `/health`.
     """
 
     _timer: asyncio.TimerHandle | None = None

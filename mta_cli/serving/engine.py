@@ -56,7 +56,7 @@ class AnswerEngine(Protocol[W]):
         ...
 
     def forget(self, gone: Sequence[W], owners: Sequence[int]) -> None:
-        """Drop cached data of the models `gone` and the users `owners`, and end their answers; waits for it."""
+        """Drop cached data of the models `gone` and the users `owners`, whose answers fail. Waits until it is done."""
         ...
 
     def stop(self, *, drain_seconds: float) -> None:

@@ -18,7 +18,7 @@ from mta_cli.serving.errors import ApiError
 if TYPE_CHECKING:
     from store.records import User
 
-MAX_JOBS, MAX_WAITING = 1_000, 100  # the most recorded jobs, and waiting jobs
+MAX_JOBS, MAX_WAITING = 1_000, 100  # the most jobs that are remembered, and that may wait
 LINE_LENGTH = 500
 
 
@@ -54,9 +54,9 @@ class AdaptJobs:
         self._thread.start()
 
     def add(self, user: User, task: str | None, shots: int | None, who: str) -> dict[str, Any]:
-        """Queue a user's adaptation. Raises ApiError if too many wait."""
+        """Queue a user's adaptation and return it as JSON. `who` is the key's id. Raises ApiError if too many wait."""
         if self._queue.qsize() >= MAX_WAITING:
-            raise ApiError(429, f"{MAX_WAITING} adaptations wait already.", code="queue_full")
+            raise ApiError(429, f"{MAX_WAITING} adaptations already wait: try again later.", code="queue_full")
         job = AdaptJob(f"job-{secrets.token_hex(8)}", user.name, task, shots, who)
         self._jobs[job.id] = job
         while len(self._jobs) > MAX_JOBS:
@@ -65,7 +65,7 @@ class AdaptJobs:
         return job.as_json()
 
     def find(self, number: str, who: str) -> dict[str, Any]:
-        """The job with the id `number`, as JSON. Raises ApiError if the key `who` did not request such a job."""
+        """The job with the id `number`, as JSON. Raises ApiError if the key with the id `who` requested no such job."""
         job = self._jobs.get(number)
         if job is None or job.who != who:
             raise ApiError(404, f"There is no job {number!r:.100}.", code="not_found")
@@ -112,5 +112,8 @@ class AdaptJobs:
             job.status, job.result = "succeeded", json.loads(output or "null")
         else:
             lines = [line for line in errors.splitlines() if line.strip()]
-            told = next((line for line in reversed(lines) if not line.startswith("hint:")), "it failed")
+            told = next(
+                (line for line in reversed(lines) if not line.startswith("hint:")),
+                "the adaptation failed without a message",
+            )
             job.status, job.error = "failed", told[:LINE_LENGTH]

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("mta.serve")
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 SCHEMA_KEYS = {"name", "schema", "strict", "description"}
-COMPACT = {"whitespace_flexible": False}  # a small model may write blanks endlessly
+COMPACT = {"whitespace_flexible": False}  # without flexible whitespace; a small model might write blanks endlessly
 MAX_CPU_SECONDS = 2  # the most CPU time for a grammar
-STEP_FUEL = 50_000  # the most work for the mask of one token: some 4 ms, as all answers wait for it
-REMEMBERED = 1_000  # the most grammars that are remembered as fast
-# A process with a CPU limit tries each grammar, because some patterns take exponential time and llguidance has no limit
+STEP_FUEL = 50_000  # llguidance's limit of work for one token's mask: about 4 ms, for which all running answers wait
+REMEMBERED = 1_000  # the most grammars that are remembered as fast, and not tried again
+# Each grammar is first built in a process with a CPU limit: some patterns take exponential time, and llguidance has no
+# time limit of its own.
 TRIAL = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, ({MAX_CPU_SECONDS}, {MAX_CPU_SECONDS}))
@@ -97,7 +98,7 @@ class JsonFormats:
 
 
 def _unusable(fault: str) -> ApiError:
-    """The error for a schema, with the first line of llguidance's reason; other lines have tokens of the answer."""
+    """The error for a schema, with only the first line of llguidance's reason: later lines quote the answer."""
     reason = next(iter(fault.splitlines()), "")
     return invalid("response_format", f"The schema cannot be used: {reason}"[:500])
 
@@ -107,9 +108,9 @@ class _Constraint:
         self._matcher = matcher
 
     def allowed(self) -> Tensor:
-        """Which tokens may come next, as booleans [vocabulary]. Raises ApiError once llguidance has given up.
+        """Which tokens may come next, as booleans [vocabulary].
 
-        Its mask would then only end the answer.
+        Raises ApiError once llguidance has given up, because its mask then allows only the end of the answer.
         """
         import torch
 

@@ -24,7 +24,7 @@ BODIES = {
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these routes: each with its summary, path parameters and body in `BODIES`.
 
-    Answers are not described.
+    Response bodies are not described.
     """
     _, schemas = msgspec.json.schema_components(BODIES.values(), ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}

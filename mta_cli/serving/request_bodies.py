@@ -17,8 +17,8 @@ T = TypeVar("T", bound=Struct)
 MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
 MAX_MODEL_NAME = 600
 
-# Parameters of OpenAI's interface that cannot change an answer here: about the client, billing and storage, and tools,
-# which these models never call.
+# Parameters of OpenAI's interface that are accepted and ignored, because they cannot change an answer here: those about
+# the client, billing and storage, and the lists of tools, which these models never call.
 TOOLS = ("tools", "functions", "parallel_tool_calls")
 WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
 # Unsupported parameters that would change an answer. `null`, `[]`, `{}` and false are accepted, because they mean the
@@ -38,7 +38,7 @@ REFUSED = {
     "web_search_options": "",
     "dimensions": "",
 }
-# Further values that are accepted, because they change nothing.
+# Further values of these parameters that are accepted, because they change nothing.
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "function_call": ("none", "auto"),
@@ -58,7 +58,7 @@ Empty = Annotated[list[None], Meta(max_length=0)]
 
 
 class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    """A part of a message's content."""
+    """A text that is a part of a message's content."""
 
     text: str
 
@@ -78,14 +78,14 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """Whether the last chunk of a stream has the usage."""
+    """Options of a stream. `include_usage` adds a last chunk with the numbers of tokens."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
 class ResponseFormat(Struct, forbid_unknown_fields=True):
-    """The form of the answer."""
+    """The form of the answer: text, any JSON object, or JSON that matches a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = None
@@ -111,7 +111,7 @@ class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/chat/completions`."""
+    """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
@@ -119,20 +119,20 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses API
-    history_items: Annotated[int, Meta(ge=0, le=20)] | None = None  # own items in the prompt
+    history_items: Annotated[int, Meta(ge=0, le=20)] | None = None  # the most of the user's own items in the prompt
     memory: Literal["off", "habit", "neighbours"] | None = None  # label memory
     mode: Literal["base", "common", "fused", "adapted"] | None = None  # else the user's most personal model
 
 
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/completions`."""
+    """The body of `POST /v1/completions`."""
 
     prompt: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_ANSWERS)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
 class EmbeddingBody(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/embeddings`."""
+    """The body of `POST /v1/embeddings`."""
 
     model: Name
     input: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -140,7 +140,7 @@ class EmbeddingBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ItemBody(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/users/{name}/items`: a question and an answer that the user approves."""
+    """The body of `POST /v1/users/{name}/items`: a question and an answer that the user approves."""
 
     input: Annotated[str, Meta(min_length=1)]
     output: Annotated[str, Meta(min_length=1)]
@@ -148,7 +148,7 @@ class ItemBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class AdaptBody(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/users/{name}/adapt`."""
+    """The body of `POST /v1/users/{name}/adapt`."""
 
     task: Name | None = None
     shots: Annotated[int, Meta(ge=1, le=1000)] | None = None
@@ -164,7 +164,7 @@ class ChatPreferences:
     mode: str | None = None
 
 
-# The parameters of any endpoint; all endpoints accept them as `null`
+# All parameters of the endpoints that compute. Each endpoint accepts those of the others if they are `null`.
 HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name in body.__struct_fields__}
 
 
@@ -189,7 +189,7 @@ class Sampling:
 
 
 def parse_body(kind: type[T], content: bytes) -> T:
-    """The parsed body of a request. Raises ApiError, naming the parameter."""
+    """The parsed body of a request. Raises ApiError, which names the parameter at fault."""
     try:
         raw = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -231,7 +231,7 @@ def _as_api_error(message: str) -> ApiError:
 
 
 def chat_messages(body: ChatBody) -> list[dict[str, str]]:
-    """The messages for the prompt. Raises ApiError if the last one is not the user's."""
+    """The messages for the prompt, each with its content as one text. Raises ApiError if the last is not the user's."""
     messages = []
     for message in body.messages:
         content = message.content
@@ -243,18 +243,18 @@ def chat_messages(body: ChatBody) -> list[dict[str, str]]:
 
 
 def chat_sampling(body: ChatBody) -> Sampling:
-    """The sampling parameters of a chat. Raises ApiError for contradictory parameters."""
+    """The sampling parameters of a chat. Raises ApiError for invalid or contradictory parameters."""
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ.")
     if body.top_logprobs is not None and not body.logprobs:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs.")
+        raise invalid("top_logprobs", "top_logprobs needs logprobs: true.")
     top = (body.top_logprobs or 0) if body.logprobs else None
     schema = json_schema(body.response_format)
     return replace(_sampling(body, body.max_completion_tokens or body.max_tokens, top), schema=schema)
 
 
 def completion_sampling(body: CompletionBody) -> Sampling:
-    """The sampling parameters of a completion."""
+    """The sampling parameters of a completion. Raises ApiError for invalid parameters."""
     return _sampling(body, body.max_tokens, body.logprobs)
 
 
@@ -263,7 +263,7 @@ def _sampling(body: SamplingFields, max_tokens: int | None, top_logprobs: int | 
     if len(stops) > MAX_STOPS or not all(0 < len(stop) <= 1_000 for stop in stops):
         raise invalid("stop", f"stop takes up to {MAX_STOPS} texts of 1 to 1,000 characters.")
     if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options", "stream_options needs stream.")
+        raise invalid("stream_options", "stream_options needs stream: true.")
     return Sampling(
         max_tokens,
         body.temperature,

@@ -34,9 +34,10 @@ def serve_store(
     on_ready: Callable[[str], None],
     note: Callable[[str], None],
 ) -> str:
-    """Serve until a signal, and return its name. Raises MtaError for an unusable store, base or address.
+    """Serve until a signal ends the server, and return the signal's name.
 
-    `on_ready` gets the server's address once the base is loaded; `note` gets messages before that.
+    `on_ready` gets the server's address once the base is loaded; `note` gets messages before that. Raises MtaError for
+    an unusable store, base or address.
     """
     serving, entry = options[ServeOptions], base_model(options)
     with open_store() as reg:
@@ -49,7 +50,7 @@ def serve_store(
     access = Access(serving.host, lambda: KeyFile.read(keys))
     if not is_loopback(serving.host) and not len(access.keys):
         raise UsageError(
-            (Flag("host", serving.host), " can be reached from other machines, and there is no key."),
+            (Flag("host", serving.host), " lets other machines reach the server, but no key protects it yet."),
             hint=Command("serve key add", "NAME", users="USERS"),
         )
     chat = chat_options(options, task)
@@ -63,7 +64,7 @@ def serve_store(
                 Flag("vllm"),
                 ", because the vLLM server loads the base.",
             ),
-            hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
+            hint="set them where vLLM starts: vllm serve --quantization bitsandbytes --gpu-memory-utilization FRACTION",
         )
     service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
     jobs = AdaptJobs(root, _machine_flags(options)) if write else None

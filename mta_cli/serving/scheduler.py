@@ -1,7 +1,8 @@
 """Continuous batching: answers of many users in one batch, which they join and leave between two steps.
 
 One thread owns the model. Between two decoding steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, in at
-most `PIECE_TOKENS / PASS_TOKENS` passes, which limits the delay of running answers. A failure ends only its own answer.
+most `PIECE_TOKENS / PASS_TOKENS` passes, which limits the delay of running answers. An error in one answer ends only
+that answer; an error in a decoding step ends all running answers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 @dataclass
 class _Row:
     answer: LocalAnswer
-    stepped: float  # the time of its last token
+    stepped: float  # when its last token was chosen, in seconds of `time.monotonic`
 
 
 class Scheduler:
@@ -82,7 +83,9 @@ class Scheduler:
             if self._stop:
                 raise Stopping("The server is stopping.")
             if len(self._waiting) + len(answers) > self._max_waiting:
-                raise QueueFull(f"{len(self._waiting)} requests wait already; the most is {self._max_waiting}.")
+                raise QueueFull(
+                    f"{len(self._waiting)} answers are waiting, and the most is {self._max_waiting}: try again later."
+                )
             self._waiting.extend(answers)
             self._changed.notify()
 
@@ -105,8 +108,8 @@ class Scheduler:
         return found
 
     def forget(self, gone: Sequence[UserFactors], owners: Sequence[int]) -> None:
-        """Drop cached data of the models `gone` and the users `owners`, and end their answers; waits for it."""
-        missing = MtaError("The model was removed.")
+        """See `AnswerEngine`."""
+        missing = MtaError("The user was removed while their model answered.")
 
         def work() -> None:
             for answer in self._answers():
@@ -175,7 +178,7 @@ class Scheduler:
                 answer.emit(Failed(Stopping("The server has stopped.")))
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is work; returns whether the thread continues."""
+        """Run the queued calls, and sleep until there are answers to compute. Returns False if the thread shall end."""
         while True:
             with self._changed:
                 calls, self._calls = self._calls, deque()

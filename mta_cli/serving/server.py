@@ -58,7 +58,7 @@ def web_server(service: Service, access: Access, jobs: AdaptJobs | None) -> uvic
         log_config=None,
         lifespan="off",
         server_header=False,
-        backlog=BACKLOG,  # without free file descriptors, asyncio also fails and logs this often in a row
+        backlog=BACKLOG,  # also how often asyncio fails and logs in a row if no file descriptor is free
         timeout_graceful_shutdown=max(1, int(service.options.drain)),
         h11_max_incomplete_event_size=64 * 1024,
     )
@@ -80,9 +80,9 @@ class Server:
         self._end, self._ended_by = asyncio.Event(), ""
 
     async def run(self, bound: socket.socket) -> str:
-        """Serve until SIGTERM, SIGINT or SIGQUIT, and return the signal. SIGHUP reads the keys again.
+        """Serve until SIGTERM, SIGINT or SIGQUIT, and return the signal's name. SIGHUP reads the keys again.
 
-        Raises the errors of loading, and BadInput if the socket beside the store cannot be made.
+        Raises the errors of `Service.start`, and BadInput if the socket beside the store cannot be made.
         """
         self._handle_signals()
         control = await self._open_control()
@@ -113,7 +113,7 @@ class Server:
         return self._ended_by
 
     def _bind_http_socket(self) -> socket.socket:
-        """A bound socket beside the store, on which the store's owner asks without a key. Raises BadInput."""
+        """A bound socket beside the store, for requests of the store's owner, who needs no key. Raises BadInput."""
         door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with short_path(self._http_socket) as place:
@@ -150,7 +150,7 @@ class Server:
             with short_path(unnamed) as place:
                 server = await asyncio.start_unix_server(self._answer_control, place)
                 os.chmod(place, 0o600)
-            # it gets its name only when it listens, so a named socket that refuses connections is a killed server's
+            # renamed only once it listens, so a socket with this name that refuses connections is a killed server's
             unnamed.rename(self._socket)
         except OSError as error:
             if os.access(self._root, os.W_OK):

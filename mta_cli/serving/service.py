@@ -1,7 +1,7 @@
 """The server without HTTP: from a checked request to the pieces of its answers.
 
-Threads: the event loop; one that reads the store and makes prompts; the engine's, which computes; and one each for the
-embedder and for the grammars of schemas, so that these delay nothing else.
+There are five threads: the event loop, the store's thread, which also makes prompts, the engine's thread, which
+computes answers, and one each for the embedder and for the grammars of schemas, so that these delay nothing else.
 The store's thread prepares a request and hands it to the engine in one step. It also handles removals of users, so no
 answer of a user can begin after the removal.
 """
@@ -165,7 +165,7 @@ class Service:
         may: May,
         asked: ChatPreferences,
     ) -> Running:
-        """Queue the answers to a conversation. Raises ApiError."""
+        """Queue the answers to a conversation. Raises ApiError, and the errors of `AnswerEngine.submit`."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
             target = models.resolve(model, task, may)
@@ -174,7 +174,7 @@ class Service:
         return await self._begin(model, prepare, sampling, may, is_chat=True)
 
     async def begin_completion(self, model: str, task: str | None, text: str, sampling: Sampling, may: May) -> Running:
-        """Queue the continuations of a text. Raises ApiError."""
+        """Queue the continuations of a text. Raises ApiError, BadInput, and the errors of `AnswerEngine.submit`."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
             return models.prepare_text(models.resolve(model, task, may), text, sampling.max_tokens)
@@ -244,7 +244,7 @@ class Service:
         task = model.task if prepared.question else None
         penalty = sampling.repetition_penalty
         if penalty is None:
-            # vLLM's penalty also counts the prompt's tokens, so a default would work against the user's own words
+            # vLLM's penalty also counts the prompt's tokens, so a default above 1 would suppress the user's own words
             penalty = answer_repetition_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
@@ -284,7 +284,7 @@ class Service:
     async def pieces(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
         """Yield the pieces of a request's answers, with their log-probabilities. Raises the error of a failed answer.
 
-        All answers end if the client disconnects, which `is_gone` is asked a few times a second.
+        `is_gone` says whether the client has disconnected. It is called a few times a second; if so, all answers end.
         """
         open_answers, looked = len(running.answers), time.monotonic()
         try:
@@ -323,7 +323,10 @@ class Service:
             self._engine.cancel(running.answers)
 
     async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
-        """Answer every choice with the decided label. `mta` gets the log-probabilities, and whether memory was used."""
+        """Answer every choice with the decided label.
+
+        The response's `mta` gets the labels' log-probabilities (nats), and whether label memory was used.
+        """
         prepared, labels = running.prepared, running.prepared.model.task.labels
         place, logprobs, memory = await self._in_store_thread(self._models.decide_label, prepared, scores)
         running.format.mta.update(labels=dict(zip(labels, logprobs, strict=True)), memory=memory)
@@ -357,7 +360,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def model(self, name: str, may: May) -> dict[str, Any]:
-        """The description of one model. Raises ApiError."""
+        """The description of one model. Raises ApiError if there is none that the client may ask."""
         self.require_ready()
 
         def work() -> dict[str, Any]:
@@ -366,7 +369,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def embeddings(self, model: str, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        """The texts' unit vectors by the configured embedder, and their number of tokens. Raises ApiError."""
+        """The texts' unit vectors and number of tokens. Raises ApiError if `model` is not the embedder's name."""
         self.require_ready()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._embed_thread, self._embeddings, model, list(texts))
@@ -410,12 +413,12 @@ class Service:
         return await self._in_store_thread(work)
 
     async def recheck(self) -> None:
-        """See `UserModels.drop_outdated`."""
+        """Drop outdated models, and all cached texts and memories: see `UserModels.drop_outdated`."""
         if self._loaded:
             await self._in_store_thread(lambda: self._models.drop_outdated(self._engine.known_owners()))
 
     async def existing_users(self, names: Iterable[str]) -> set[str]:
-        """The names among `names` that are names of users."""
+        """Which of `names` are names of users; all of them while the store is not open yet."""
         if not self._loaded:
             return set(names)
         return await self._in_store_thread(self._reg.users.existing_names, list(names))
@@ -428,7 +431,7 @@ def _count_cores() -> int:
 
 
 def _compute_on_one_core() -> None:
-    """Limit OpenMP to one core in this thread, because it is slow if all threads together use more than the cores."""
+    """Limit OpenMP to one core in this thread: all threads slow down if together they use more cores than there are."""
     import torch
 
     torch.set_num_threads(1)

@@ -68,7 +68,7 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedModel(Generic[W]):
-    """A user's model in memory. `seal` identifies everything that the model was made of, to notice changes."""
+    """A user's model in memory. `seal` identifies all that it was made of; it is outdated if the seal differs."""
 
     user: User | None
     task: Task
@@ -96,7 +96,10 @@ class Prepared(Generic[W]):
 
 
 class UserModels(Generic[W]):
-    """The models of a store's users on one base. `on_dropped` is called with weights that no model uses any more."""
+    """The models of a store's users on one base.
+
+    `on_dropped` is called with weights that are no longer used, and with the ids of removed users.
+    """
 
     def __init__(
         self,
@@ -205,7 +208,7 @@ class UserModels(Generic[W]):
         return asked if asked is not None else answer_token_limit(self.options.answer, task)
 
     def _require_length(self, characters: int, param: str) -> None:
-        """Raises ApiError for a text too long for any window, before it is tokenised."""
+        """Raises ApiError for a text that is certainly too long for the window, without tokenising it."""
         if characters > MAX_CHARACTERS_PER_TOKEN * self.base.window:
             raise self._too_long(f"{param} has {characters:,} characters", param)
 
@@ -214,13 +217,17 @@ class UserModels(Generic[W]):
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _room(self, limit: int, least: int) -> PromptRoom:
-        """The limits of a prompt: with history items they leave room for `limit` answer tokens, without for `least`."""
+        """The token limits of a prompt.
+
+        With history items it leaves room for `limit` answer tokens, at most a quarter of the window; without, for
+        `least` answer tokens.
+        """
         window = self.base.window
         return PromptRoom(window - max(least, reserved_answer_tokens(limit, window)), window - least, self.base.name)
 
     @contextmanager
     def _too_long_as_api_error(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Inside the block, messages that do not fit the window raise ApiError, very long ones before tokenising."""
+        """Raises ApiError for very long messages, before they are tokenised; converts PromptTooLong in the block."""
         self._require_length(sum(len(message["content"]) for message in messages), "messages")
         try:
             yield
@@ -270,7 +277,7 @@ class UserModels(Generic[W]):
         return (task, parts)
 
     def _current_seal(self, user: User | None, task: str) -> Hashable:
-        """The seal of a user's model as it would be made now; None without the task or a bank."""
+        """The seal that a user's model would get if it were made now; None if the task or its bank is gone."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None or not self._is_task(task):
             return None
@@ -360,7 +367,7 @@ class UserModels(Generic[W]):
         return shown | parts | {"bytes": size, "heldout": loss, "ladder": bank.config.get("ladder")}
 
     def list_targets(self, may: May) -> Iterator[Target]:
-        """The base; for each of the first `LISTED_USERS` users that `may` allows, a chat model and one per task."""
+        """Yields the base, then for each of the first `LISTED_USERS` allowed users a chat model and one per task."""
         yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
             if (user := self.reg.users.find(name)) is None:

@@ -33,7 +33,7 @@ class WeightsMaker(Protocol[W]):
 
     @property
     def bare_base(self) -> W:
-        """The model without LoRAs, with which the base answers alone."""
+        """The model without LoRAs: the base alone."""
         ...
 
     def make(self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
@@ -45,7 +45,7 @@ class WeightsMaker(Protocol[W]):
         ...
 
     def drop_all_except(self, models: Iterable[W]) -> None:
-        """Drop data that is shared by models, such as task adapters, except that of `models`."""
+        """Drop data that models share, such as task adapters, unless one of `models` uses it."""
         ...
 
 

@@ -131,7 +131,7 @@ def ask(user: str, *more: object) -> dict[str, dict[str, object]]:
 
 def test_the_base_with_the_users_models_answers_where_none_was_chosen(two: Path, unsaid: None) -> None:
     ran = mta_ok("ask", "--user", "jon", *TASK, *CPU, "--json", "a film")
-    assert ran.json()["source"]["version"] == 2 and "Base other: jon's models are on it" in ran.err
+    assert ran.json()["source"]["version"] == 2 and "Using base other, because jon's models are on it" in ran.err
     compared = mta_ok("compare", "--user", "jon", *TASK, *CPU, "--json", "a film").json()
     assert compared["answers"]["adapted"] is not None
     talked = mta_ok("chat", "--user", "jon", *TASK, *CPU, "--no-save", stdin="a film\n/quit\n")

@@ -31,7 +31,7 @@ class ChatShell:
         self.output, self.conversation = output, conversation
 
     def run_chat(self, *, interactive: bool) -> int:
-        """Run until the end of input. The exit code is 0 in a terminal, and that of the first failure in a pipe."""
+        """Run until the input ends. Returns the exit code: 0 in a terminal; in a pipe, the first error's, or 0."""
         self.output.run_job(self.conversation.opening_notes())
         if not interactive:
             return self._run_piped(pipe_reader(stdin_binary()))
@@ -104,11 +104,14 @@ def pipe_reader(stream: BinaryIO) -> LineReader:
         if len(raw) > MAX_LINE_BYTES:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(MAX_LINE_BYTES)
-            raise BadInput(f"A line of the input has more than {MAX_LINE_BYTES:,} bytes.")
+            raise BadInput(
+                f"A line of the input has more than {MAX_LINE_BYTES:,} bytes.", hint="send a shorter message"
+            )
         try:
             return raw.decode().rstrip("\r\n") if raw else None
         except UnicodeDecodeError as error:
-            raise BadInput(f"A line of the input is not UTF-8 text (byte {error.start}).") from error
+            hint = "convert the input to UTF-8 first"
+            raise BadInput(f"A line of the input is not UTF-8 text (byte {error.start}).", hint=hint) from error
 
     return read
 

@@ -134,7 +134,7 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/compare",
         "[QUESTION]",
-        "Base, common, fused and adapted side by side, on QUESTION or the last one.",
+        "Show side by side how base, common, fused and adapted answer QUESTION, or the last one.",
         lambda c, a: tokens_as_progress(c.compare(a)),
         render_comparison,
     ),

@@ -108,8 +108,9 @@ ConsentOption = Annotated[
     bool | None,
     typer.Option(
         "--can-anchor/--no-can-anchor",
-        help="Whether these users may be anchors, whose models help to serve others. Without it, new users of mail and "
-        "chats may not; others are asked about in a terminal, and else may, except a repository's authors.",
+        help="Whether these users may be anchors, whose models help to serve others. Without this flag, "
+        "you are asked about new users; if there is no terminal, they may be anchors, except a repository's authors. "
+        "New users of mail and chats may not be anchors, and you are not asked about them.",
         show_default=False,
     ),
 ]

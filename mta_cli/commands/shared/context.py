@@ -91,7 +91,7 @@ class AppContext:
         base = choose_base(reg, models.base, task, user)
         if base != models.base:
             what = f"{user.name}'s models are" if user is not None else "the banks are"
-            self.output.note(f"Base {base}: {what} on it, and not on {models.base}.")
+            self.output.note(f"Using base {base}, because {what} on it and not on {models.base}.")
         return self.options.with_instance(replace(models, base=base))
 
     def build_options(self, *classes: type[Any]) -> OptionSet:
@@ -103,7 +103,7 @@ class AppContext:
         return built
 
     def _require_machine(self, machine: MachineOptions) -> None:
-        """Raises UsageError if this machine lacks something; warns of an emulated number format."""
+        """Raises UsageError if this machine lacks the chosen device; warns if the number format is slow on it."""
         _ = machine.memory_limit  # raises if it is not a size
         if machine.device not in ("auto", "cpu") or machine.quantize != "off":
             from mta_cli.pipeline.training.estimate import require_device
@@ -137,7 +137,7 @@ def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = 
 
 
 def confirm(output: Output, question: str, *, yes: bool) -> None:
-    """Return if the user agrees or gave `--yes`; else raise MtaError, or UsageError if nobody can be asked."""
+    """Return if the user agrees or gave `--yes`. Raises MtaError if they refuse, UsageError if nothing is answered."""
     if yes:
         return
     answer = output.read_answer(f"{question} [y/N]")
@@ -150,9 +150,10 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
 def make_consent_prompt(
     context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False, third_parties: bool = False
 ) -> AskConsent | None:
-    """A function that asks once whether new users may be anchors; None if the answer is given or nobody can type it.
+    """A function that asks whether new users may be anchors; None if flags answer this or there is no terminal.
 
-    `piped`: standard input is the file. `third_parties`: the users are not who answers, so Enter means no.
+    `piped`: standard input is the file. `third_parties`: the new users are not the person who answers, so Enter
+    means no.
     """
     if can_anchor is not None or yes or piped or not stdin_is_terminal():
         return None

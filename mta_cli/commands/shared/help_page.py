@@ -51,7 +51,7 @@ def default_text(parameter: Any) -> str:
 
 
 def write_parameters(formatter: Any, parameters: Sequence[Any]) -> None:
-    """The sections of arguments and options; an option with a panel is in that panel's section."""
+    """Write the sections of arguments and options. An option with a panel goes to that panel's section."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for each in parameters:
         if each.hidden:
@@ -67,7 +67,7 @@ def write_parameters(formatter: Any, parameters: Sequence[Any]) -> None:
 
 
 def write_examples(formatter: Any, path: str) -> None:
-    """The section of examples of the command `path`, such as `mta user adapt`; nothing without examples."""
+    """Write the examples of the command `path`, such as `mta user adapt`; nothing if it has none."""
     from mta_cli.commands.shared.examples import EXAMPLES
 
     if found := EXAMPLES.get(path.partition(" ")[2]):

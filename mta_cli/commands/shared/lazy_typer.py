@@ -1,9 +1,10 @@
-"""Commands that are imported and built only when a command line names them, with less conversion of values.
+"""Commands that are imported and built only when a command line names them, and that convert fewer values.
 
-Typer builds every command before it runs one, and converts every value through pydantic. Each takes as long as a whole
-quick command. A group here finds its commands as click's documentation does (`list_commands` and `get_command`).
-Typer has no hook for the class of a parameter, so `LazyPage` changes it; and which Python type a parameter has is told
-by `type_descriptor` alone, which Typer does not document. Both are why `typer` has an upper bound in pyproject.toml.
+Typer builds every command before it runs one, and converts every value through pydantic. Each of these takes as long as
+a whole quick command. A group here finds its commands in the way that click documents: `list_commands`, `get_command`.
+Two things depend on undocumented parts of Typer, so `typer` has an upper bound in pyproject.toml. Typer has no hook for
+the class of a parameter, so `LazyPage` changes the class of each parameter. And a parameter's Python type is known only
+from its `type_descriptor`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mta_cli.commands.shared.help_page import usage_pieces, write_examples, writ
 from mta_cli.errors import UsageError, did_you_mean
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
-MIN_LIKENESS = 0.65  # similarity of two commands' names from which on one is suggested for the other
+MIN_LIKENESS = 0.65  # command names at least this similar to an unknown name (`difflib` ratio) are suggested
 OTHER_WORDS = {
     "create": ("add", "build"),
     "del": ("rm",),
@@ -41,9 +42,9 @@ PATH_METAVARS = ("DIR", "FILE", "PATH", "TO", "FROM")
 
 
 def _lazy_class(typers_class: Any) -> Any:
-    """Typer's class of a parameter, with less conversion, and completion that ignores case.
+    """A subclass of a parameter class of Typer, with less conversion, and completion that ignores case.
 
-    A subclass of that one class, because an object cannot change to a class with a second base.
+    It has no other base, because an object's class cannot be changed to one with a second base.
     """
 
     class LazyParameter(typers_class):  # type: ignore[misc]
@@ -80,7 +81,7 @@ def _lazy_class(typers_class: Any) -> Any:
 
 
 def _quote_for_bash(value: str, incomplete: str) -> str:
-    """`value` escaped for bash, which inserts completions unchanged; not inside quotes."""
+    """`value` escaped for bash, which inserts completions as they are. Unchanged in other shells and inside quotes."""
     line = os.environ.get("COMP_WORDS")
     if line is None or line.endswith(('"' + incomplete, "'" + incomplete)):
         return value
@@ -91,28 +92,28 @@ LAZY_CLASSES = {each: _lazy_class(each) for each in (TyperArgument, TyperOption)
 
 
 class LazyPage:
-    """The parameters and the help page of a command or group; goes before Typer's class."""
+    """A mixin for the parameters and the help page of a command or group, placed before Typer's class."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters, and the root's that are taken anywhere."""
+        """The command's own parameters, and the root's options that every command accepts."""
         own: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for each in own:
             each.__class__ = LAZY_CLASSES.get(type(each), type(each))
         return own if ctx.parent is None else [*own, *getattr(ctx.find_root().command, "options_anywhere", ())]
 
     def format_options(self: Any, ctx: Any, formatter: Any) -> None:
-        """Its arguments, its options by panel, and its commands."""
+        """Write the arguments, the options by panel, and a group's commands."""
         write_parameters(formatter, self.get_params(ctx))
         if isinstance(self, TyperGroup):
             self.format_commands(ctx, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Examples of its use."""
+        """Write the command's examples."""
         write_examples(formatter, ctx.command_path)
 
 
 class LazyCommand(LazyPage, TyperCommand):
-    """A command."""
+    """A command with the parameters and the help page of `LazyPage`."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line: options, then arguments."""
@@ -131,19 +132,19 @@ class LazyGroup(LazyPage, TyperGroup):
         return list(self.builders)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command called `cmd_name`; None where there is none."""
+        """The command called `cmd_name`; None if there is none."""
         if cmd_name not in self.commands and cmd_name in self.builders:
             self.commands[cmd_name] = self.builders[cmd_name]()
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that `args` begin with. Raises UsageError."""
+        """The command that `args` begin with, as click returns it. Raises UsageError if there is none."""
         if not args[0].startswith("-") and not ctx.resilient_parsing:
             self.find_command(ctx, args[0])
         return super().resolve_command(ctx, args)
 
     def find_command(self, ctx: Any, name: str) -> Any:
-        """The command called `name`. Raises UsageError with similar commands."""
+        """The command called `name`. Raises UsageError if there is none, with similar commands as hint."""
         if (found := self.get_command(ctx, name)) is not None:
             return found
         known, path = self.list_commands(ctx), ctx.command_path
@@ -182,7 +183,7 @@ class CommandGroup:
 
 
 def build_command(name: str, function: Callable[..., Any]) -> Any:
-    """The command that calls `function`."""
+    """Typer's command called `name` that calls `function`."""
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     alone.command(name, cls=LazyCommand)(function)
     return get_command(alone)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """Suggest a bank of the first task, or users' models if it has a bank.
+    """Suggest a bank of the first task, or, if that task has a bank, users' models.
 
     If no user may be an anchor, consent is suggested first.
     """
@@ -57,7 +57,7 @@ def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: st
 def suggest_after_adaptation(
     context: AppContext, reg: Registry, users: Sequence[str], task: str, base: ModelEntry
 ) -> None:
-    """Suggest comparing, a chat with, and an export of the first user's model."""
+    """Suggest for the first user a comparison of models, a chat and an export."""
     if not users:
         return
     user, name = users[0], _named_base(reg, base.fingerprint, base.name)
@@ -87,6 +87,6 @@ def _compare_command(user: str, task: str, base: str | None) -> Words:
 
 
 def _named_base(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
-    from mta_cli.pipeline.bases_in_use import base_name_if_several  # not for --help
+    from mta_cli.pipeline.bases_in_use import base_name_if_several  # imported late, because --help does not need it
 
     return base_name_if_several(reg, fingerprint, name)

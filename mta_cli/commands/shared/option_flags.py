@@ -135,7 +135,7 @@ def _typer_option(setting: Setting) -> Any:
 def _preset_parameter() -> inspect.Parameter:
     option = typer.Option(
         "--preset",
-        help="Values for several options; a flag that is given as well wins.",
+        help="Set several options at once; a flag that is also given overrides its value.",
         metavar="|".join(PRESETS),
         autocompletion=lambda: list(PRESETS),
     )

@@ -33,7 +33,7 @@ log = logging.getLogger("mta.serve")
 
 @dataclass(frozen=True, eq=False)  # compared by identity: two users may have the same folder
 class AdapterFolder:
-    """A model at vLLM: its name there, and the size of its folder; 0 for the base."""
+    """A model at vLLM: its name there, and the size of its folder in bytes; 0 for the base."""
 
     name: str
     num_bytes: int

@@ -58,7 +58,12 @@ def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> 
 
     if not options.adapters:
         raise UsageError(
-            (Flag("vllm"), " needs ", Flag("adapters"), ": the folder in the vLLM server's MTA_VLLM_ADAPTERS.")
+            (
+                Flag("vllm"),
+                " needs ",
+                Flag("adapters"),
+                ": the folder that the vLLM server's variable MTA_VLLM_ADAPTERS names.",
+            )
         )
     base = read_base_info(entry.path, name=entry.name, fingerprint=entry.fingerprint)
     try:
@@ -82,14 +87,14 @@ def _client_settings(address: str) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         "limits": httpx.Limits(max_connections=None),
-        "trust_env": False,  # use no proxy
+        "trust_env": False,  # ignore the proxies of the environment
     }
 
 
 def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
     """The base's name at the server, and its context length. Raises BadInput or IntegrityFault."""
     address = client.base_url
-    hint = "vllm serve BASE --enable-lora …; see docs/scale.md"
+    hint = "start it with vllm serve BASE --enable-lora …; docs/scale.md has the whole command"
     try:
         models = client.get("/v1/models").raise_for_status().json()["data"]
         served = next(model for model in models if model["parent"] is None)
@@ -102,8 +107,8 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
         raise BadInput(f"{address} does not answer as vLLM does.", hint=hint) from error
     if found != base.tokenizer.encode(PROBE, add_special_tokens=False):
         raise IntegrityFault(
-            f"{address} serves {name}, whose tokenizer is not that of {base.name}.",
-            hint=("name the base that it serves with ", Flag("base")),
+            f"The tokenizer of {name}, which {address} serves, differs from the tokenizer of {base.name}.",
+            hint=(Flag("base"), " must name the base that the vLLM server serves"),
         )
     return name, window
 
@@ -149,7 +154,9 @@ class VllmEngine:
             if self._stop:
                 raise Stopping("The server is stopping.")
             if self._waiting + len(answers) > self._max_waiting:
-                raise QueueFull(f"{self._waiting} requests wait already; the most is {self._max_waiting}.")
+                raise QueueFull(
+                    f"{self._waiting} answers are waiting, and the most is {self._max_waiting}: try again later."
+                )
             self._waiting += len(answers)
         self._loop.call_soon_threadsafe(self._begin, list(answers))
 
@@ -240,7 +247,7 @@ class VllmEngine:
         return {answer.owner for answer in self._tasks if answer.owner is not None}
 
     def _forget(self, gone: Sequence[AdapterFolder], owners: set[int]) -> None:
-        missing = MtaError("The model was removed.")
+        missing = MtaError("The user was removed while their model answered.")
         ended = [answer for answer in self._tasks if answer.owner in owners and not answer.cancelled]
         for answer in ended:
             answer.cancelled = True

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ADAPTER_NAME = re.compile(r"[0-9a-f]{64}")
 FOLDER_VARIABLE = "MTA_VLLM_ADAPTERS"
-CONFIG_FILE, BASE_FILE = "adapter_config.json", "base"  # the base's fingerprint, beside the adapters
+CONFIG_FILE, BASE_FILE = "adapter_config.json", "base"  # `base` holds the base's fingerprint, beside the adapters
 log = logging.getLogger("mta.vllm")
 
 
@@ -51,7 +51,7 @@ def register() -> None:
         reading: asyncio.Task[str | None] | None = None
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-            """The adapter of that name, with a number chosen by vLLM; None if it does not exist or the base differs."""
+            """The adapter of that name; None if it does not exist or the base differs. vLLM replaces its number, 1."""
             if (folder := find_adapter(root, lora_name)) is None:
                 return None
             if self.reading is None:
