@@ -312,7 +312,10 @@ def _fit_examples(
 def _loss_and_gradient(
     powers: Array, terms: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
 ) -> tuple[float, Array]:
-    """Mean negative log-likelihood of the golds, nats, and its gradient with respect to `powers`. `terms` [3, items, labels]."""
+    """Mean negative log-likelihood of the golds (nats), and its gradient with respect to `powers`.
+
+    `terms` are [3, items, labels].
+    """
     scores = base + np.tensordot(powers, terms, 1)
     logs = scores - logsumexp(scores, axis=1, keepdims=True)
     rows = np.arange(len(golds))

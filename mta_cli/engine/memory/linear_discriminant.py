@@ -70,7 +70,7 @@ class Moments:
         cross = means.T @ self.sums
         covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
         sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)
-        # 3. weights [width, labels]; the offsets make a label's ratio zero halfway between its mean and the overall mean
+        # 3. weights [width, labels], and offsets: a label's ratio is zero halfway between its mean and the overall mean
         weights = np.linalg.solve((1.0 - SHRINKAGE) * covariance + SHRINKAGE * sphere, (means - mean).T)
         middle = 0.5 * (means + mean)
         return LinearDiscriminant(weights, -(middle * weights.T).sum(axis=1))

@@ -30,9 +30,10 @@ class UserShots:
 
     `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. If
     `stack_rows` are given, stacks are trained on them: every shot with no other item in its prompt, then every shot
-    with one other item, and so on, so that the weights learn the user's style and examples still help. `times` are ISO 8601 or
-    None. `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile`
-    is the user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
+    with one other item, and so on, so that the weights learn the user's style and examples still help. `times` are ISO
+    8601 or None. `other_answers` are the user's known answers besides the shots; they count in the label prior only.
+    `profile` is the user's unit embedding [width], float32; None for a user without items. `number` identifies the
+    user.
     """
 
     number: int
@@ -140,9 +141,9 @@ class Method:
     weighted. `stack`: the adapter that is trained on top. `memory`: the label memory; None if the method has none.
     `shows_history`: whether prompts show the user's items. `overrides` replace defaults of `mta_cli.options`; `grid`
     has the settings that `mta eval tune` tries. `version` is raised when the same settings give different models, so
-    that stored answers are not reused. `bank_preset`: the preset of the bank that it needs, if any. `step`: the step of the ladder
-    that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but keeps their own
-    memory. `control_of`: the method for which this one is a control, and whose settings it shares.
+    that stored answers are not reused. `bank_preset`: the preset of the bank that it needs, if any. `step`: the step
+    of the ladder that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but
+    keeps their own memory. `control_of`: the method for which this one is a control, and whose settings it shares.
     """
 
     name: str

@@ -12,8 +12,8 @@ from mta_cli.options import MemoryOptions
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
     """The user's shots as examples.
 
-    If the memory uses neighbours, each example has a label prior from neighbours and the user's other answers, so that
-    training does not learn what the memory already knows. A shot whose output is not a label stays an example of text.
+    If the memory uses neighbours, a shot whose output is a label has a label prior, from neighbours and the user's
+    other answers, so that training does not learn what the memory already knows. All other shots are examples of text.
     """
     return _cached_examples(context, user, user.rows, memory)
 

@@ -2,8 +2,8 @@
 users they would serve.
 
 An anchor is compared with the others of its bank, so that bounds do not depend on the base, the task or the learning
-rate. An anchor that misbehaves only on a secret trigger passes the screening; only its weight in recipes limits its effect.
-The task adapter is not screened, because there is nothing to compare it with.
+rate. An anchor that misbehaves only on a secret trigger passes the screening; only its weight in recipes limits its
+effect. The task adapter is not screened, because there is nothing to compare it with.
 """
 
 from __future__ import annotations
