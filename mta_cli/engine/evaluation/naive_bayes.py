@@ -10,8 +10,8 @@ NGRAM_LENGTHS = (1, 4)  # characters
 def attribute_texts(
     written: Mapping[int, Sequence[str]], asked: Sequence[tuple[int, str, Sequence[int]]]
 ) -> list[list[float]]:
-    """For each (user, text, others) of `asked`, the log-probabilities (nats) that the user wrote the text, and that each
-    of `others` did.
+    """For each (user, text, others) of `asked`, the log-probabilities (nats) that the user, and each of `others`, wrote
+    the text.
 
     `written` are the training texts by user; for each text only the user's and the others' texts are used. All users
     have the same prior probability, however much they wrote. Without any training text all are equally probable.

@@ -18,10 +18,9 @@ def group_alike(
     """Groups of at most `max_size` users who write on similar topics.
 
     `texts` are what each user wrote. `group_names` are group names from an imported file: users with the same name are
-    grouped only with each other. All users without a name, or whose name nobody else has, are grouped with each other;
-    a single such user is added to the users of the first name. Where users are divided into several groups, the groups'
-    sizes differ by at most one. Similarity is the cosine of TF-IDF vectors. The same users and texts give the same
-    groups.
+    grouped together. Users without a name, or with a name that no other user has, are grouped together; a single such
+    user is added to the users of the first name. If the users of one name need several groups, the sizes of these
+    differ by at most one. Similarity is the cosine of TF-IDF vectors. The same users and texts give the same groups.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 

@@ -166,9 +166,8 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and LAYER_INDEX_PATTERN.search(path)
-        and not type(module).__name__.endswith(
-            "Router"
-        )  # Llama 4's also returns its choice of experts, so it cannot be replaced
+        # Llama 4's router also returns its choice of experts, so a LoraLinear cannot replace it
+        and not type(module).__name__.endswith("Router")
     }
 
 
