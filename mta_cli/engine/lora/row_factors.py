@@ -106,7 +106,7 @@ class RowFactors:
 
     def __init__(self, rows: Sequence[FusedFactors] = (), dtype: torch.dtype | None = None) -> None:
         self._rows, self._dtype = list(rows), dtype
-        self._same: tuple[FusedFactors, BatchedLora] | None = None  # the last factors of all rows, and their LoRA
+        self._same: tuple[FusedFactors, BatchedLora] | None = None  # factors that all rows shared last, and their LoRA
         self._written: list[FusedFactors | None] = []  # the factors in each slot
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._lora: BatchedLora | None = None  # the cached LoRA of all rows, until a row joins or leaves

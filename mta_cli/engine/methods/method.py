@@ -57,7 +57,7 @@ class UserShots:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What the users of one bank share.
+    """The inputs of a method that all users of one bank share.
 
     `base` has the task adapter merged if the method uses it; None until it is loaded, since similarity weights need no
     base. `anchors` act above the task adapter and have `profiles` [anchors, width]. `min_similarities` maps an anchor's

@@ -51,7 +51,7 @@ class SessionStep:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a group: each member's weights, rounded as in their files, or the reason why there are none.
+    """The result of a group: each member's weights, rounded to float16, or the reason why there are none.
 
     `first_losses` and `last_losses` are mean losses on the probe rows (nats per labelled token or choice).
     `measured_before` and `measured_after` are the results of `measure_losses`; empty lists if it was not given.
@@ -154,7 +154,7 @@ class TrainingSession:
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
-        """By member index, the weights rounded as in their files, without failed members.
+        """By member index, the weights rounded to float16, without failed members.
 
         A member whose weights are not finite is added to `trainer.failed`.
         """
