@@ -67,7 +67,10 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The LoRA cut to its first `rank` directions. If `compress_to_rank` made it, the result is the nearest LoRA."""
+    """The LoRA cut to its first `rank` directions.
+
+    If `compress_to_rank` made `weights`, the result is the nearest LoRA of at most that rank.
+    """
     return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 
