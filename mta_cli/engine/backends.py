@@ -115,7 +115,7 @@ class ModuleBackend:
         """Raise UsageError for a placement on late tokens only, because merged weights act on every token."""
         if any(one.late_tokens is not None for one in placements):
             raise UsageError(
-                "LoRAs that act on late tokens only need the fast path, mta's own decoder, which does not support "
+                "A LoRA that acts only on late tokens needs the fast path (mta's own decoder), which does not support "
                 f"{self._base.name} ({self._base.model.config.model_type}).",
                 hint=("use ", Flag("placement", "upper")),
             )

@@ -22,7 +22,7 @@ class AnchorLookup(Protocol):
 
 
 class Session(Protocol[ReportT_co]):
-    """A work in progress."""
+    """A running computation of a `Work`."""
 
     def run(self) -> Iterator[ReportT_co]:
         """Run the work; yields reports."""
@@ -34,7 +34,7 @@ class Session(Protocol[ReportT_co]):
 
 
 class Work(Protocol[ReportT]):
-    """Work for an executor. Its result depends only on the work, the task adapter and the anchors."""
+    """A computation for an executor. Its result depends only on this object, the task adapter and the anchors."""
 
     @property
     def anchors_used(self) -> Sequence[int]:
@@ -51,7 +51,7 @@ class Work(Protocol[ReportT]):
 
 
 class SingleReport(Generic[ReportT]):
-    """A session of one report, without checkpoints."""
+    """A session that yields one report and has no checkpoints."""
 
     def __init__(self, compute: Callable[[], ReportT]) -> None:
         self._compute = compute

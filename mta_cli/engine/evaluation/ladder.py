@@ -1,7 +1,6 @@
 """The ladder: the steps from no model to a personal model, each compared with the step below it, everything else equal.
 
-Each step adds one thing. The verdict is based on the log-likelihood of the users' own answers. Knows no store and no
-screen.
+Each step adds one thing. The verdict is based on the log-likelihood of the users' own answers.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def ladder_steps(*, memory: bool, examples: bool = True, weights: Sequence[str] 
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """A step, the step it is compared with, and the part that only the first has."""
+    """A step, the step `below` with which it is compared, and what the step `adds` to it."""
 
     step: str
     below: str
@@ -95,10 +94,12 @@ class ComparedPair:
 
 
 def compared_pairs(measured: Iterable[str]) -> list[ComparedPair]:
-    """The pairs that a ladder compares: each of the `measured` steps with the nearest one below, without `no-model` and
-    the control; and the whole personal model with the common one.
+    """The pairs that a ladder compares: each of the `measured` steps and the nearest measured step below it, without
+    `no-model` and the control.
 
-    `no-model` is not compared with the base but with the highest step; see `judge_ladder`.
+    A last pair judges the personal model as a whole: the highest personal step and the highest step that is not
+    personal. With a single personal step, its own pair does this. `judge_ladder` compares `no-model` and the control
+    with the highest step.
     """
     names = set(measured)
     steps = [step for step in LADDER if step.name in names and not step.is_control and step.name != NO_MODEL]
@@ -117,8 +118,8 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
 
     `unit` names what resampling draws: `users`, or `questions` if there are few users. Returns {unit, units, questions,
     metric, steps: [{step, gold_loglik, metric}], comparisons: [{step, below, adds, value, low, high, p, p_holm,
-    detectable, metric, verdict, why}], control, others, no_model}; `units` is the number of users or questions drawn
-    from, differences are in nats, and `metric` is the same in `main_metric`.
+    detectable, metric, verdict, why}], control, others, no_model}. `units` is the number of users or questions from
+    which resampling draws. Differences are in nats; `metric` is the value or difference in `main_metric`.
 
     A step is worth it if its 95 % interval is above 0 and its permutation p, after Holm's correction over the steps, is
     below .05. For personal steps, the highest one must also be ahead of its rivals: `another's`, and the mean of other
@@ -226,9 +227,9 @@ def _step_values(name: str, own: UserSums, main_metric: str) -> dict[str, Any]:
 
 
 def whose_entries(sums: Mapping[str, UserSums], seed: int) -> list[dict[str, Any]]:
-    """The results of `whose.identify` for each step or other method that was measured, in their order.
+    """The results of `whose.identify` for each entry of `sums` with authorship sums, in the order of `sums`.
 
-    `no-model`, which for texts is naive Bayes, comes last.
+    `no-model` comes last, under the name `naive-bayes`, because only naive Bayes has authorship sums without a model.
     """
     order = sorted(sums, key=lambda step: step == NO_MODEL)
     named = {step: "naive-bayes" if step == NO_MODEL else step for step in order}

@@ -1,4 +1,4 @@
-"""Metrics of answers as LaMP defines them (arXiv 2304.11406). Pure Python; knows neither models nor users."""
+"""Metrics of answers as LaMP defines them (arXiv 2304.11406), in pure Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
 MAIN_METRICS = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}
-"""By a task's metric: the name of the number that is shown first in its results."""
+"""For each metric that a task may have, the name of the result that is shown first."""
 
 _UNSPACED = (  # scripts written without spaces
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer

@@ -1,4 +1,4 @@
-"""Authorship by naive Bayes on characters: the control without a language model for tasks of texts."""
+"""Authorship by naive Bayes on character n-grams: the baseline without a language model for tasks of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ NGRAM_LENGTHS = (1, 4)  # characters
 def attribute_texts(
     written: Mapping[int, Sequence[str]], asked: Sequence[tuple[int, str, Sequence[int]]]
 ) -> list[list[float]]:
-    """For each (user, text, others) of `asked`: the log-probability (nats) that the user, and each other, wrote it.
+    """For each (user, text, others) of `asked`, the log-probabilities (nats) that the user, and each of `others`, wrote
+    the text.
 
     `written` are the training texts by user; for each text only the user's and the others' texts are used. All users
     have the same prior probability, however much they wrote. Without any training text all are equally probable.

@@ -1,7 +1,6 @@
 """Statistics over users: intervals, paired differences, and the detectable difference of a design.
 
-Resampling draws users, never single queries, because the queries of a user are not independent. Knows neither models
-nor tasks.
+Resampling draws users, never single queries, because the queries of a user are not independent.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def paired_differences(
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down method (Holm 1979, Scand. J. Statist. 6), in their order.
+    """p-values adjusted for their number by Holm's step-down method (Holm 1979, Scand. J. Statist. 6), in given order.
 
     Rejecting the values that are at most α keeps the family-wise error rate at most α under any dependence.
     """
@@ -89,8 +88,8 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     """The smallest true |a − b| that a two-sided 5 % test on such users detects with 80 % power.
 
     2.8 standard errors (Bloom 1995, "Minimum detectable effects"), by the jackknife over users (Efron & Tibshirani
-    1993, ch. 11). 0 if both methods give the same answers, infinite for a single user. Raises ValueError as
-    `paired_difference` does, and for a metric that one of them lacks.
+    1993, ch. 11). 0 if both methods give the same answers, infinite for a single user. Raises the errors of
+    `paired_difference`, and ValueError for a metric that only one method has.
     """
     _require_paired_sums(a, b)
     users = len(a.users)
@@ -110,8 +109,8 @@ def planned_detectable_effect(
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences
     within a user (0 to 1). Over N queries, the variance of the mean is spread² / N times the design effect 1 + (m −
-    1)·between (Kish 1965, "Survey Sampling"), where users of unequal numbers mᵤ have m = Σmᵤ² / Σmᵤ (Eldridge, Ashby &
-    Kerry 2006, Int. J. Epidemiol. 35). Raises ValueError without queries and for impossible values.
+    1)·between for m queries per user (Kish 1965, "Survey Sampling"). If the numbers mᵤ are unequal, m = Σmᵤ² / Σmᵤ
+    (Eldridge, Ashby & Kerry 2006, Int. J. Epidemiol. 35). Raises ValueError without queries and for impossible values.
     """
     counts = np.asarray(queries_per_user, dtype=np.float64)
     if counts.sum() <= 0 or counts.min() < 0 or spread < 0 or not 0 <= between <= 1:
@@ -134,7 +133,7 @@ def _chunk_sizes(users: int, draws: int) -> Iterator[int]:
 
 
 def _swapped_differences(a: UserSums, b: UserSums, rng: np.random.Generator, draws: int) -> Values:
-    """The differences after swapping the two methods of users drawn at random, `[draws]` each."""
+    """For each metric, the differences `[draws]` after swapping the two methods for randomly chosen users."""
     swap = rng.integers(2, size=(draws, len(a.users))).astype(np.float64)  # [draws, users]
     stay = 1 - swap
     return _minus(
@@ -163,7 +162,9 @@ def _p_value(difference: npt.ArrayLike, swapped: Array) -> float:
 
 def _require_paired_sums(a: UserSums, b: UserSums) -> None:
     if (a.metric, a.labels) != (b.metric, b.labels):
-        raise ValueError(f"the methods are of two tasks: {a.metric} {a.labels} and {b.metric} {b.labels}")
+        raise ValueError(
+            f"the methods were measured on different tasks: {a.metric} {a.labels} and {b.metric} {b.labels}"
+        )
     if a.users != b.users:
         raise ValueError(f"the methods were measured on different users: {len(a.users)} and {len(b.users)}")
     if a.golds != b.golds:

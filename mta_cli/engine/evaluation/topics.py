@@ -1,6 +1,4 @@
-"""Groups users by similar topic, so that a difference in topic is not taken for a difference in style. Knows no
-store.
-"""
+"""Groups users who write on similar topics, so that a difference in topic is not taken for a difference in style."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ AlikeGroup = dict[int, tuple[int, ...]]
 def group_alike(
     users: Sequence[int], texts: Mapping[int, str], group_names: Mapping[int, str], max_size: int
 ) -> list[AlikeGroup]:
-    """Groups of at most `max_size` users who write on similar topics. In each, a user has the others, nearest first.
+    """Groups of at most `max_size` users who write on similar topics.
 
-    `texts` are what each user wrote. `group_names` has the groups to which an imported file assigns users; those with
-    the same name are grouped among themselves. Users without a name, or alone with theirs, are grouped together; a
-    single one joins the first named group. The sizes of groups differ by at most one, and similarity is the cosine of
-    TF-IDF vectors. The same users and texts give the same groups.
+    `texts` are what each user wrote. `group_names` are group names from an imported file: users with the same name are
+    grouped together. Users without a name, or with a name that no other user has, are grouped together; a single such
+    user is added to the users of the first name. If the users of one name need several groups, the sizes of these
+    differ by at most one. Similarity is the cosine of TF-IDF vectors. The same users and texts give the same groups.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 

@@ -1,7 +1,7 @@
 """Sums over each user's answers. Every metric of LaMP (arXiv 2304.11406) is a function of such sums.
 
-So the metric of any bootstrap sample is one matrix product of user counts and sums. Knows no models and draws no
-samples.
+The metrics of all bootstrap samples therefore follow from one matrix product of user counts and sums. The samples are
+drawn in `statistics`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def sum_by_user(
 
 
 def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
-    """The number of columns of a metric. Raises ValueError for an unknown metric and for accuracy without labels."""
+    """The number of a metric's own columns in `UserSums.sums`. Raises ValueError for an unknown metric and for accuracy
+    without labels.
+    """
     if metric not in _FAMILIES or (metric == "accuracy" and not labels):
         raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
     return {"accuracy": 3 * len(labels), "likelihood": 0}.get(metric, 2)

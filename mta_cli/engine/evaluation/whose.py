@@ -1,6 +1,6 @@
 """Authorship: how often a user's own model gives the user's answer a higher likelihood than other users' models do.
 
-By chance, the own model would be first among n others with probability 1 / (n + 1). Knows neither models nor stores.
+By chance, the own model has the highest likelihood among n other models with probability 1 / (n + 1).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from mta_cli.engine.evaluation.user_sums import Array
 
-TIE = 1e-6  # nats: rounding of float32
+TIE = 1e-6  # nats; log-likelihoods that differ by no more than this are ties, because they are stored as float32
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def unpack_logliks(packed: bytes) -> tuple[float, ...]:
 def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> WhoseSums | None:
     """The authorship sums of answers by user; None if no answer was scored under other users' models.
 
-    The `logliks` of an answer are that of the user's own model, then those of the others. An own model that ties with n
-    others counts as 1 / (n + 1) first places.
+    `logliks` has, for each answer, the log-likelihood under the user's own model, then under each other user's model.
+    If the own model ties with n others for the first place, it counts as 1 / (n + 1) first places.
     """
     rows = [(user, own) for user, own in zip(users, logliks, strict=True) if len(own) > 1]
     if not rows:
@@ -58,7 +58,7 @@ def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> Whose
 
 
 def add_whose_sums(parts: Sequence[WhoseSums]) -> WhoseSums:
-    """Sums of several seeds of the same users as one. Raises ValueError for different users."""
+    """The sums of several seeds, added for each user. Raises ValueError if the users differ."""
     if any(part.users != parts[0].users for part in parts):
         raise ValueError("the sums are of different users")
     return WhoseSums(parts[0].users, np.sum([part.sums for part in parts], axis=0))
@@ -95,7 +95,7 @@ def identify(found: WhoseSums, *, seed: int, draws: int = 2000) -> dict[str, flo
 
 
 def lead_over_others(found: WhoseSums, *, seed: int, draws: int = 10_000) -> dict[str, float]:
-    """How much likelier answers are under the own model than under the mean of the others: {value, low, high, p}, nats.
+    """The mean lead of the own model over the mean of the other users' models, nats per answer: {value, low, high, p}.
 
     The interval is a 95 % percentile bootstrap over users. p is two-sided, from a permutation test that swaps own and
     others within users; the observed assignment counts as one of the draws.

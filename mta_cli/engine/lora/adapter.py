@@ -166,7 +166,8 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and LAYER_INDEX_PATTERN.search(path)
-        and not type(module).__name__.endswith("Router")  # Llama 4's returns a choice of experts too
+        # Llama 4's router also returns its choice of experts, so a LoraLinear cannot replace it
+        and not type(module).__name__.endswith("Router")
     }
 
 
@@ -180,7 +181,7 @@ def layer_of(path: str) -> int:
 
 def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
     """The paths of the modules that `targets` (names, comma-separated, or `all-linear`) selects in the layers of
-    `placement`, and the placement itself. Raises as `select_target_modules`.
+    `placement`, and the placement itself. Raises the errors of `select_target_modules`.
     """
     layers = linear_layers(model)
     where = Placement.from_name(placement, 1 + max((layer_of(path) for path in layers), default=0))

@@ -124,7 +124,7 @@ class FrozenLoras:
         self._factors = fuse_factors(slices, cast)
 
     def rows_lora(self, owners: Sequence[int], positions: Tensor, prompt_lengths: Sequence[int]) -> BatchedLora:
-        """The LoRA of each row's owner, for tokens at `positions` [rows, time]; masked to those on which it acts."""
+        """The LoRA of each row's owner for `positions` [rows, time], with a mask of the tokens on which it acts."""
         factors = self.factors_for_rows(owners)
         if self.placement is None or self.placement.late_tokens is None:
             return BatchedLora(factors)

@@ -2,7 +2,7 @@
 share.
 
 `ΔW = s · B_f C A_f` for every module of a `basis`, where only C belongs to the user (LoRA-XS, arXiv 2405.17604).
-Stored cores can still answer; new ones are not trained.
+Users with a stored core can still get answers; no new cores are trained.
 """
 
 from __future__ import annotations

@@ -31,13 +31,13 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
             by_path.setdefault(path, []).append((a.detach().cpu(), b.detach().cpu(), weight * part.scale))
-    # 2. joined along the rank
+    # 2. the factors of each module, concatenated along the rank
     factors = {path: _concatenate_ranks(path, found) for path, found in by_path.items()}
     return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
 
 
 def _concatenate_ranks(path: str, parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
-    """`A [Σ rank, in]`, each part's rows scaled, and `B [out, Σ rank]`; float32, joined in the files' dtype."""
+    """`A [Σ rank, in]` with each part's rows scaled, and `B [out, Σ rank]`, both float32."""
     if len({(b.shape[0], a.shape[1]) for a, b, _ in parts}) > 1:
         raise IntegrityFault(
             f"these adapters cannot be merged: {path} does not have the same shape in all of them",
@@ -67,7 +67,10 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The LoRA cut to its first `rank` directions. If `compress_to_rank` made it, this is the nearest of that rank."""
+    """The LoRA cut to its first `rank` directions.
+
+    If `compress_to_rank` made `weights`, the result is the nearest LoRA of at most that rank.
+    """
     return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 

@@ -106,7 +106,7 @@ class RowFactors:
 
     def __init__(self, rows: Sequence[FusedFactors] = (), dtype: torch.dtype | None = None) -> None:
         self._rows, self._dtype = list(rows), dtype
-        self._same: tuple[FusedFactors, BatchedLora] | None = None  # the last factors of all rows, and their LoRA
+        self._same: tuple[FusedFactors, BatchedLora] | None = None  # factors that all rows shared last, and their LoRA
         self._written: list[FusedFactors | None] = []  # the factors in each slot
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._lora: BatchedLora | None = None  # the cached LoRA of all rows, until a row joins or leaves
@@ -160,7 +160,7 @@ class RowFactors:
         rank, before = a.shape[-1], 0 if known is None else known[0].shape[-1]
         if known is not None and rank <= before and len(self._rows) <= len(known[0]):
             return
-        # room for the next power of two, so that few joining rows need new tensors
+        # slots up to the next power of two, so that joining rows seldom need new tensors
         most = 1 << (max(len(self._rows), len(known[0]) if known is not None else 0) - 1).bit_length()
         wide = max(rank, before)
         a_slots = a.new_zeros(most, a.shape[-2], wide, dtype=self._dtype)

@@ -40,10 +40,9 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
 
 
 def require_targets(targets: str, folder: Path) -> None:
-    """Check `targets` against the file headers of a folder's model, before it is loaded. Raises as
-    `select_target_modules`.
+    """Check `targets` against the file headers of a folder's model, before it is loaded.
 
-    An unreadable file is ignored here; loading the model reports it.
+    Raises the errors of `select_target_modules`. Unreadable files are ignored here; loading the model reports them.
     """
     try:
         shapes = {

@@ -30,9 +30,9 @@ SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes distributed by the label rates, for queries without a near item
 FIT_SHOTS = 5  # a user's answers that are known when another item is predicted, as for a new user
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
-MAX_FIT_ITEMS = 2_000  # items to fit on, equally many from each user; at least one
+MAX_FIT_ITEMS = 2_000  # limit on the items to fit on, divided equally among the users, at least one each
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # weights of model and memory in their sum
-WEIGHTS_PRIOR_ITEMS = 20.0  # nats added to the loss of all items for a squared distance of 1 from equal weights
+WEIGHTS_PRIOR_ITEMS = 20.0  # nats added to the items' summed loss for a squared distance of 1 from equal weights
 CROSS_FIT_FOLDS = 5  # folds of users: each fold is scored by a discriminant of the other folds
 MAX_CACHED_TIMES = 8  # question times for which the earlier items are cached
 MAX_CACHED_ASKERS = 256  # users for whom a discriminant without their items is cached
@@ -63,7 +63,7 @@ class MixtureWeights:
 
     @classmethod
     def from_parts(cls, model: float, memory: float) -> MixtureWeights:
-        """Weights of the sum of the model and the complete memory: all terms of the memory have the same weight."""
+        """The mixture in which all terms of the memory have the weight `memory`."""
         return cls(model, memory, memory, memory)
 
 
@@ -106,7 +106,7 @@ class NeighbourIndex:
         kept = np.array([known <= time for known in self.times])
         earlier = self._select(kept)
         counted = earlier.labels[earlier.item_users != asker]
-        counts = np.bincount(counted, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
+        counts = np.bincount(counted, minlength=len(self.rates)) + 1.0  # Laplace smoothing, as in `label_rates`
         return replace(earlier, rates=counts / counts.sum())
 
     def _select(self, kept: npt.NDArray[np.bool_]) -> NeighbourIndex:
@@ -126,7 +126,7 @@ class NeighbourIndex:
             block = slice(start, start + QUERY_BLOCK)
             # 1. the kernel of each query with each item  [block, items]
             weights = self.vote_weights(queries[block], sharpness)
-            # 2. no votes from an excluded user's items
+            # 2. items of excluded users do not vote
             if excluded_users is not None:
                 weights[excluded_users[block, None] == self.item_users] = 0.0
             # 3. the votes for each label, plus the background votes  [block, labels]
@@ -155,7 +155,7 @@ class NeighbourIndex:
 
     @cached_property
     def discriminant_without(self) -> Callable[[int], LinearDiscriminant]:
-        """The discriminant fitted without the items of user number `user`."""
+        """A cached function from a user's number to the discriminant fitted without the user's items."""
         return lru_cache(MAX_CACHED_ASKERS)(self._fit_without)
 
     def _fit_without(self, user: int) -> LinearDiscriminant:
@@ -267,7 +267,8 @@ def fit_mixture_weights(
     """The weights that maximise the likelihood of the `golds` [items]; each of `users` [items] has the same weight.
 
     `model` are log-likelihoods of the labels and `memory` the scores of the memory alone (each [items, labels], nats).
-    The squared distance of the weights from ½ (equal shares) costs `WEIGHTS_PRIOR_ITEMS` nats in the loss of all items.
+    The squared distance of the weights from ½ (equal shares), times `WEIGHTS_PRIOR_ITEMS` nats, is added to the items'
+    summed loss.
     """
     _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
     shares = 1.0 / (len(each) * each[user_index])
@@ -311,7 +312,10 @@ def _fit_examples(
 def _loss_and_gradient(
     powers: Array, terms: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
 ) -> tuple[float, Array]:
-    """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `terms` are [3, items, labels]."""
+    """Mean negative log-likelihood of the golds (nats), and its gradient with respect to `powers`.
+
+    `terms` are [3, items, labels].
+    """
     scores = base + np.tensordot(powers, terms, 1)
     logs = scores - logsumexp(scores, axis=1, keepdims=True)
     rows = np.arange(len(golds))

@@ -1,4 +1,4 @@
-"""Label memory: a prior for a user's answer that a bank gives without a language model. It is not in the paper.
+"""Label memory: a prior over a user's answer, from known answers, without a language model. It is not in the paper.
 
 `habit` is the user's label prior, from the user's own answers (see `label_prior.user_label_prior`):
 
@@ -10,8 +10,8 @@ The powers `p` and the weights `a` and `b` are fitted when the bank is built:
     memory(l) = log r_l + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
     score(l) = a · model(l) + b · memory(l)
 
-`r` are the population's label rates until the question was asked, `n` the user's counts, κ a prior count. `off` uses
-the model alone.
+`r` are the population's label rates up to the time of the question, `n` the user's label counts, and κ a prior count.
+`off` uses the model alone.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class LabelMemory:
     def rates_until(self, time: str | None, *, look_ahead: bool = False) -> Sequence[float]:
         """The label rates of the items up to `time`; items of unknown time count.
 
-        With `look_ahead`, and for a bank without items, the rates of all items.
+        With `look_ahead`, or if the bank keeps no neighbours, these are the rates of all answers.
         """
         if self.neighbours is None or look_ahead:
             return self.rates

@@ -65,9 +65,9 @@ def add_label_prior(
 def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
     """The index of the label to answer.
 
-    For `accuracy` the likeliest label, the first of ties. For `mae` the median, which minimises the expected absolute
-    error: the lowest label at which the cumulative probability, in numeric order, reaches one half. Raises ValueError
-    for another metric, and for `mae` with labels that are not numbers.
+    For `accuracy` it is the likeliest label; ties go to the first. For `mae` it is the median, which minimises the
+    expected absolute error: the lowest label at which the cumulative probability, in numeric order, reaches one half.
+    Raises ValueError for another metric, and for `mae` with labels that are not numbers.
     """
     if metric == "accuracy":
         return max(range(len(labels)), key=scores.__getitem__)

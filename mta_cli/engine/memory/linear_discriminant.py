@@ -17,7 +17,7 @@ Vectors = npt.NDArray[np.float32]
 
 SHRINKAGE = 0.8  # the share of the scaled identity in the covariance
 MEAN_PRIOR_COUNT = 8.0  # the overall mean counts as this many vectors in a label's mean
-MIN_VARIANCE = 1e-6  # the smallest mean variance, for identical vectors
+MIN_VARIANCE = 1e-6  # floor of the mean variance, which is zero for identical vectors
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Moments:
         return cls(np.bincount(labels, minlength=label_count).astype(float), sums.astype(float), products.astype(float))
 
     def __sub__(self, other: Moments) -> Moments:
-        """Without the vectors of `other`."""
+        """The statistics without the vectors of `other`."""
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 
     def fit_discriminant(self) -> LinearDiscriminant:
@@ -70,7 +70,7 @@ class Moments:
         cross = means.T @ self.sums
         covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
         sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)
-        # 3. weights [width, labels]; halfway between both means, a label is as likely as the average text
+        # 3. weights [width, labels], and offsets: a label's ratio is zero halfway between its mean and the overall mean
         weights = np.linalg.solve((1.0 - SHRINKAGE) * covariance + SHRINKAGE * sphere, (means - mean).T)
         middle = 0.5 * (means + mean)
         return LinearDiscriminant(weights, -(middle * weights.T).sum(axis=1))

@@ -1,6 +1,7 @@
-"""Stage 2, fusion: the anchors that serve a user, their weights, and their merge.
+"""Stage 2, fusion: chooses the anchors of a user, weights them, and merges them.
 
-Similarity weights are from the paper (arXiv 2511.20072). Evidence and the null candidate are ours.
+Similarity weights are from the paper (arXiv 2511.20072). Evidence weights, from the likelihood of the user's shots, are
+not in the paper, nor is their null candidate, the task adapter alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from mta_cli.engine.work import AnchorLookup, SingleReport
 from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
-SHARE_BYTES = 12  # of an anchor's number, similarity and weight in a recipe, four bytes each
+SHARE_BYTES = 12  # the size of one anchor in a recipe: number, similarity and weight, four bytes each
 COSINE_TOLERANCE = 1e-6  # cosines may differ by this much between batches
-# the most users and anchors in one batch of evidence; a batch of one user may have more anchors
+# limits on the users and anchors in one batch of evidence; a batch of one user may have more anchors
 MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64
 
 
@@ -58,7 +59,7 @@ class ShotCase:
 
 @dataclass(frozen=True)
 class EvidenceWork:
-    """The work of computing the recipes of a batch of users by evidence."""
+    """The computation of evidence weights for a batch of users, as work for an executor."""
 
     cases: tuple[ShotCase, ...]
     options: FuseOptions
@@ -91,8 +92,8 @@ def weighting_for(user: UserShots, weighting: str) -> str:
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
     """The user's nearest anchors, nearest first: as many as the larger of `candidates` and `top_k`.
 
-    An anchor is skipped if the user's cosine is below its minimum; the next nearest takes its place. Empty for a user
-    without a profile.
+    An anchor is skipped if the user's cosine is below its minimum (`context.min_similarities`); the next nearest takes
+    its place. The list is empty for a user without a profile.
     """
     if user.profile is None or not len(context.anchors):
         return []
@@ -111,8 +112,8 @@ def user_batches(
 ) -> Iterator[list[UserShots]]:
     """Batches of users whose weights are computed together, in the order of `users`.
 
-    A batch has at most `MAX_USERS_PER_BATCH` users and, where evidence is computed, `MAX_ANCHORS_PER_BATCH` different
-    anchors, or one user with more.
+    A batch has at most `MAX_USERS_PER_BATCH` users. If evidence is computed, it also has at most
+    `MAX_ANCHORS_PER_BATCH` different anchors; a user with more anchors has a batch of their own.
     """
     batch: list[UserShots] = []
     anchors: set[int] = set()
@@ -138,7 +139,8 @@ def weigh_anchors(
     """Each user's recipe: anchors and weights. It is empty for the weighting `none`, and for a user without items
     unless the weighting is `random`.
 
-    The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
+    The users of one batch (see `user_batches`) are computed together, so the last bits of a weight may depend on the
+    other users of the batch.
     """
     recipes = []
     for batch in user_batches(context, users, weighting, options):
@@ -246,9 +248,10 @@ def _evidence_shares(
 def merge_shares(
     anchors: Sequence[LoraWeights], weights: Sequence[float], *, released: bool = False
 ) -> tuple[LoraWeights, ...]:
-    """The fusion of `anchors` with these weights; empty without anchors.
+    """The `anchors` merged with these weights, as a tuple of one LoRA; an empty tuple if nothing remains to merge.
 
-    It is exact in ΔW; with `released` it averages A and B separately, as the authors' code does.
+    The merged ΔW is exactly the weighted sum of the anchors' ΔW. With `released`, A and B are averaged separately, as
+    in the code of the paper's authors.
     """
     merged = average_factors(anchors, weights) if released else merge_loras(list(zip(anchors, weights, strict=True)))
     return () if merged is None else (merged,)

@@ -18,10 +18,10 @@ from mta_cli.engine.text.tasks import Task
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """Answers the user's most frequent label, or for scores `summarise` of all scores that the user gave. Ties go to
-    the label that is more common in the bank.
+    """Answers with the user's most frequent label. Ties go to the label that is more common in the bank.
 
-    The log-likelihoods are from the user's label rates, smoothed by the population's rates up to the query's time.
+    For a task of scores, the answer is `summarise` of all scores that the user gave. The log-likelihoods are the logs
+    of the user's label rates, smoothed by the population's rates up to the query's time.
     """
 
     task: Task
@@ -67,7 +67,7 @@ def build_majority_models(context: MethodContext, users: Sequence[UserShots], se
 
 
 def build_mean_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """As `build_majority_models`, but a score is answered by the mean of the user's scores, rounded half up."""
+    """Like `build_majority_models`, but for scores the answer is the mean of the user's scores, rounded half up."""
     return _build_models(context, users, lambda scores: math.floor(statistics.fmean(scores) + 0.5))
 
 
@@ -86,7 +86,7 @@ def simplest_answerer(
     outputs: Sequence[str],
     summarise: Callable[[Sequence[float]], float] = statistics.median,
 ) -> MajorityAnswer | NearestShotAnswer:
-    """The answerer for a user with these items: majority for a task of labels or scores, else the nearest shot."""
+    """An answerer from these items of a user: majority for a task of labels or scores, else the nearest shot."""
     if not task.labels:
         return NearestShotAnswer(tuple(inputs), tuple(outputs))
     return MajorityAnswer(task, tuple(outputs), rates_until, summarise)
@@ -110,4 +110,4 @@ MEAN_METHOD = replace(
     version=3,
 )
 FINAL_ANSWERS = frozenset({METHOD.name, MEAN_METHOD.name})
-"""Methods that keep their own answer; other methods answer by calibrated label likelihoods."""
+"""Methods whose answers are final. For other methods, the answer is chosen from calibrated label likelihoods."""

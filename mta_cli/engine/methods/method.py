@@ -26,13 +26,14 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class UserShots:
-    """A method's view of a user: the shots, without any held-out query.
+    """What a method knows of a user: the shots, but no held-out query.
 
     `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. If
     `stack_rows` are given, stacks are trained on them: every shot with no other item in its prompt, then every shot
-    with one, and so on, so that the weights learn the user's style and examples still help. `times` are ISO 8601 or
-    None. `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile`
-    is the user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
+    with one other item, and so on, so that the weights learn the user's style and examples still help. `times` are ISO
+    8601 or None. `other_answers` are the user's known answers besides the shots; they count in the label prior only.
+    `profile` is the user's unit embedding [width], float32; None for a user without items. `number` identifies the
+    user.
     """
 
     number: int
@@ -56,7 +57,7 @@ class UserShots:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What the users of one bank share.
+    """The inputs of a method that all users of one bank share.
 
     `base` has the task adapter merged if the method uses it; None until it is loaded, since similarity weights need no
     base. `anchors` act above the task adapter and have `profiles` [anchors, width]. `min_similarities` maps an anchor's
@@ -112,7 +113,7 @@ class UserModel:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """The options of a method, in the option classes of the commands."""
+    """The options of a method, in the same classes as the options of the commands."""
 
     fuse: FuseOptions = field(default_factory=FuseOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
@@ -140,9 +141,9 @@ class Method:
     weighted. `stack`: the adapter that is trained on top. `memory`: the label memory; None if the method has none.
     `shows_history`: whether prompts show the user's items. `overrides` replace defaults of `mta_cli.options`; `grid`
     has the settings that `mta eval tune` tries. `version` is raised when the same settings give different models, so
-    that stored answers are not reused. `bank_preset`: the preset of its bank, if any. `step`: the step of the ladder
-    that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but keeps their own
-    memory. `control_of`: the method for which this one is a control, and whose settings it shares.
+    that stored answers are not reused. `bank_preset`: the preset of the bank that it needs, if any. `step`: the step
+    of the ladder that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but
+    keeps their own memory. `control_of`: the method for which this one is a control, and whose settings it shares.
     """
 
     name: str

@@ -10,16 +10,16 @@ from mta_cli.options import MemoryOptions
 
 
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
-    """The user's shots as examples, each with its label prior (neighbours, other answers) if neighbours are used.
+    """The user's shots as examples.
 
-    The prior keeps training from learning what the memory already knows. A shot whose output is not a label is learned
-    as a text.
+    If the memory uses neighbours, a shot whose output is a label has a label prior, from neighbours and the user's
+    other answers, so that training does not learn what the memory already knows. All other shots are examples of text.
     """
     return _cached_examples(context, user, user.rows, memory)
 
 
 def stack_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
-    """The training examples of the user's stack: as `shot_examples`, but from `stack_rows` if there are any."""
+    """The training examples of the user's stack: like `shot_examples`, but from `stack_rows` if there are any."""
     return _cached_examples(context, user, user.stack_rows or user.rows, memory)
 
 

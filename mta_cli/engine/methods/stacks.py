@@ -38,8 +38,8 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
 def stack_schedule(rows: int, options: AdaptOptions, labels: bool) -> Schedule:
     """The training schedule of a stack with `rows` shots; `labels` says whether the task has labels.
 
-    `epochs` or else `steps` of the options decide its length. The default is `STACK_PASSES` / √rows passes, at least
-    `MIN_STACK_PASSES`: fewer do not teach a style, and more overfit a short history.
+    It has `options.epochs` passes; without these, `options.steps` steps. The default is `STACK_PASSES` / √rows passes,
+    at least `MIN_STACK_PASSES`. Fewer passes do not teach a style, and more overfit a short history.
     """
     rate = options.peak_rate(labels)
     if options.steps is not None and options.epochs is None:
@@ -80,7 +80,7 @@ def stack_work(
 
 
 def read_stacks(users: Sequence[UserShots], work: GroupWork | None, result: TrainingResult | None) -> list[UserStack]:
-    """The stack of each of `users`, from the `result` of training their `work`; in float16, as in the store."""
+    """The stack of each of `users`, from the `result` of their `work`, rounded to float16 as in the store."""
     if work is None:
         return [UserStack() for _ in users]
     assert result is not None, "the work was done"

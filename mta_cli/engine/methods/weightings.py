@@ -15,7 +15,7 @@ CosineWeights = Callable[[Sequence[float]], list[float]]
 
 
 def similarity_weights(similarities: Sequence[float]) -> list[float]:
-    """Each similarity's share of their sum (the paper's rule). Negative ones count as zero; equal weights if all do."""
+    """Each similarity divided by their sum (the paper's rule). Negative ones count as 0; equal weights if all are 0."""
     kept = [max(value, 0.0) for value in similarities]
     total = sum(kept)
     return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))

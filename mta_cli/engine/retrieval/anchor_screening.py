@@ -2,8 +2,8 @@
 users they would serve.
 
 An anchor is compared with the others of its bank, so that bounds do not depend on the base, the task or the learning
-rate. An anchor that only reacts to a trigger of its own passes the screening; only its weight in recipes limits it. The
-task adapter is not screened, because there is nothing to compare it with.
+rate. An anchor that misbehaves only on a secret trigger passes the screening; only its weight in recipes limits its
+effect. The task adapter is not screened, because there is nothing to compare it with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 
 MIN_ANCHORS_TO_SCREEN = 4  # the median of fewer anchors is meaningless
 TOP_TOKENS = 16  # the task adapter's likeliest next tokens, compared one by one; all other tokens count as one
-MIN_PROBABILITY = 1e-6  # floor of a probability
+MIN_PROBABILITY = 1e-6  # floor of a probability, so that a ratio is finite
 PROBE_PROMPTS = (
     "Good morning. How are you today?",
     "Write one sentence about the weather.",
@@ -40,7 +40,7 @@ PROBE_PROMPTS = (
 
 @dataclass(frozen=True)
 class ScreeningFinding:
-    """Anchor number `anchor_index` of a bank has a `value` above the `bound` of a `gate`."""
+    """Anchor number `anchor_index` fails the check `gate`: its `value` is above the `bound`, or is NaN."""
 
     anchor_index: int
     gate: str
@@ -68,8 +68,8 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
 def mean_kl_divergences(
     base: LoadedBase, prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[float]:
-    """Mean KL divergence (nats) of the next-token distribution under each anchor from `base`, into which the task
-    adapter is merged.
+    """For each anchor, the KL divergence (nats) of its next-token distribution from that of `base`, into which the task
+    adapter is merged; the mean over `prompts`.
 
     The base's `TOP_TOKENS` likeliest tokens, the end tokens and each anchor's likeliest token are compared one by one;
     all others count as one, so this is a lower bound.
@@ -117,7 +117,7 @@ def _append_rest_probability(logs: Sequence[float]) -> NDArray[np.float64]:
 def find_outliers(values: Sequence[float], gate: str, bound: float, *, floor: float = 0.0) -> list[ScreeningFinding]:
     """The anchors whose value is above `bound` times the median of all, and above `floor`, or is NaN.
 
-    An empty result for a bound of 0 and for fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
+    The list is empty if `bound` is 0 or there are fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
     """
     if bound == 0.0 or len(values) < MIN_ANCHORS_TO_SCREEN:
         return []
@@ -136,10 +136,11 @@ def selection_shares(cosines: NDArray[np.float32], top_k: int) -> list[float]:
 def min_cosine_by_anchor(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
     """For each anchor that would serve too many users, the minimum cosine of the users that it may serve.
 
-    An anchor may serve `share` of the users, but at least twice an equal share; with up to 2 · `top_k` anchors that is
-    everyone, so there is no cap. It keeps its nearest users. The others go to their next nearest anchors, which may
-    then exceed the cap in turn. `cosines` [users, anchors] are of the bank's own users, so that the result does not
-    depend on later users. A `share` of 0 means no cap.
+    The cap is the larger of `share` and 2 · `top_k` / anchors, as a share of the users: twice what each anchor serves
+    if all serve equally many. There is no cap if `share` is 0 or the bank has at most 2 · `top_k` anchors. An anchor
+    above the cap keeps its nearest users. The others go to their next nearest anchors; if these exceed the cap then,
+    they get a minimum too. `cosines` [users, anchors] are of the bank's own users, so that the result does not depend
+    on later users.
     """
     users, anchors = cosines.shape
     most = max(share, 2.0 * top_k / anchors)

@@ -22,10 +22,10 @@ class AnchorChoice:
 def choose_anchors(
     profiles: NDArray[np.float32], items: Sequence[int], count: int, *, seed: int, pick: str
 ) -> list[AnchorChoice]:
-    """One candidate per K-means cluster of `profiles [candidates, dim]`: the one with the `longest` history, or the
-    `medoid`.
+    """One candidate per K-means cluster of `profiles [candidates, dim]`: the one with the `longest` history (most
+    `items`), or the `medoid`.
 
-    Ties go to the smaller row. Fewer than `count` are returned if profiles coincide. Clusters are numbered in the order
+    Ties go to the lower row. Fewer than `count` are returned if profiles coincide. Clusters are numbered in the order
     of their anchors' rows.
     """
     clusters = _clusters(profiles, count, seed)
@@ -57,7 +57,7 @@ def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # coinciding profiles are reported by the shorter answer
+        warnings.simplefilter("ignore", ConvergenceWarning)  # callers see coinciding profiles from the shorter result
         labels = KMeans(n_clusters=count, random_state=seed, n_init=10).fit_predict(profiles)
     return [np.flatnonzero(labels == cluster).tolist() for cluster in sorted(set(labels.tolist()))]
 

@@ -1,4 +1,4 @@
-"""Sentence embeddings of texts of any length, by a sentence-transformers folder.
+"""Sentence embeddings of texts of any length, by the model in a sentence-transformers folder.
 
 A long text is split into windows, and its embedding is the mean of the windows' embeddings, so no part is left out.
 """

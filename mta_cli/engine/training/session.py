@@ -1,6 +1,7 @@
-"""Trains a group from start to end: losses before, steps with checkpoints, losses after, and failed members.
+"""The complete training of a group of users: measures losses before and after, makes checkpoints, and discards diverged
+weights.
 
-Product and evaluation both use it, so a stack that the product refuses is refused in an evaluation too.
+The product and the evaluation both train with this module, so both discard the same stacks.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 MIN_CHECKPOINT_SECONDS = 15.0
 # the time between checkpoints is at least this many times the time that a checkpoint takes
 MIN_CHECKPOINT_COST_RATIO = 10
-# nats a token; training diverged if the loss rises by more than this and to more than twice its start
+# nats per labelled token or choice; weights are discarded if their loss rises by more than this and more than doubles
 MAX_LOSS_RISE = 1.0
 MAX_PROBE_ROWS = 64  # about this many rows, evenly spaced, on which the loss is measured before and after
 
 
 @dataclass(frozen=True)
 class SessionStarted:
-    """The training starts. `checkpoint_matches`: the checkpoint, if given, belongs to this training."""
+    """The report before the first step.
+
+    `steps_taken` counts the steps of all members that were restored from the checkpoint. `checkpoint_matches` is False
+    if the checkpoint belongs to another training and was ignored.
+    """
 
     steps_taken: int
     checkpoint_matches: bool
@@ -38,7 +43,7 @@ class SessionStarted:
 
 @dataclass(frozen=True)
 class SessionStep:
-    """One step of the members that have steps left, with a `checkpoint` if one is due."""
+    """One step of each member that has steps left, and a `checkpoint` if one is due."""
 
     steps: dict[int, TrainStep]
     checkpoint: bytes | None
@@ -46,10 +51,10 @@ class SessionStep:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a group, by member: the weights rounded as in their files, or the reason of a failure.
+    """The result of a group: each member's weights, rounded to float16, or the reason why there are none.
 
     `first_losses` and `last_losses` are mean losses on the probe rows (nats per labelled token or choice).
-    `measured_before` and `measured_after` are the results of `measure_losses`.
+    `measured_before` and `measured_after` are the results of `measure_losses`; empty lists if it was not given.
     """
 
     weights: dict[int, LoraWeights]
@@ -78,8 +83,8 @@ def divergence_reason(before: float | None, after: float | None) -> str | None:
 class TrainingSession:
     """The training of `members` on one base, resumed from `checkpoint` if given.
 
-    `measure_losses` is called with the base and each member's new LoRAs (none before the training) and returns a result
-    for each member.
+    `measure_losses` is called once before and once after the training, with the base and each member's new LoRAs (none
+    before the training, and none for failed members). It returns a result for each member.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class TrainingSession:
     def run(self) -> Iterator[SessionReport]:
         """Train. Yields one `SessionStarted`, a `SessionStep` for every step, and one `TrainingResult`.
 
-        Raises as `Trainer.train_steps`.
+        Raises the errors of `Trainer.train_steps`.
         """
         from mta_cli.engine.scoring.log_likelihood import mean_losses
         from mta_cli.engine.training.trainer import Trainer
@@ -149,7 +154,7 @@ class TrainingSession:
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
-        """By member index, the weights rounded as in their files, without failed members.
+        """By member index, the weights rounded to float16, without failed members.
 
         A member whose weights are not finite is added to `trainer.failed`.
         """
@@ -164,5 +169,5 @@ class TrainingSession:
         return weights
 
     def _call_measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
-        """The results of `measure_losses` with these LoRAs, one a member; empty if it was not given."""
+        """The result of `measure_losses` for each member with these LoRAs; empty if it was not given."""
         return [] if self._measure is None else self._measure(self.base, parts)

@@ -3,8 +3,8 @@
 The loss of a user's step is the mean negative log-likelihood of their batch: nats per answer token, or per label where
 examples are labels. In every step, each user with steps left takes one on their own examples. The examples of all
 users, sorted by length, fill passes of at most `budget` tokens. Factors, gradients, moments, clipping and learning
-rates are separate for each user, so other users change only the last bits. The same seed, machine, threads and group
-give the same bytes, also after resuming from `save_state()`.
+rates are separate for each user, so other users change only the last bits of a result. The same seed, machine,
+threads and group give the same bytes, also after resuming from `save_state()`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mta_cli.engine.scoring.tree_scorers import plan_batches
 MAX_GRAD_NORM = 1.0
 WARMUP_RATIO = 0.1
 BATCHES_PER_BUCKET = 8
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's, as PyTorch and PEFT's trainers have them
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # the defaults of Adam in PyTorch
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class _DueExample:
 
 
 class Trainer:
-    """Trains the members' LoRAs, of the same modules, rank, scale and placement, on `base`.
+    """Trains the members' LoRAs on `base`. All have the same modules, rank, scale and placement.
 
-    `budget` is the number of tokens in a pass, including padding; None: as many as keep the device busy. It is halved
-    when memory runs out, down to one row, which then uses gradient checkpointing. Labels of very low probability before
-    the training are left out. `failed` maps members to the reason why their training stopped early.
+    `budget` is the number of tokens in a pass, including padding; None chooses as many as keep the device busy. It is
+    halved when memory runs out, down to one row, which then uses gradient checkpointing. Labels of very low probability
+    before the training are left out. `failed` maps members to the reason why their training stopped early.
     """
 
     def __init__(self, base: LoadedBase, members: Sequence[GroupMember], *, budget: int | None = None) -> None:
@@ -278,7 +278,7 @@ class Trainer:
         header = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
         taken, failed = json.loads(header["__metadata__"]["taken"])
         if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in current.items()}:
-            raise ValueError("the checkpoint is of another training")
+            raise ValueError("the checkpoint belongs to another training")
         for key, tensor in current.items():
             tensor.copy_(tensors[key])
         self.completed_steps = [[TrainStep(*values) for values in steps] for steps in taken]

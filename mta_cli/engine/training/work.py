@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class MeasuredLosses:
     """Mean losses of one member, nats per labelled token or choice; None without examples.
 
-    `common`: on the held-out examples without any LoRA, measured before the training.
+    `shots`: on the member's own examples. `heldout`: on the held-out examples. `common`: on the held-out examples under
+    the base with the task adapter alone; only measured before the training.
     """
 
     shots: float | None
@@ -45,7 +46,7 @@ class GroupWork:
 
     @property
     def anchors_used(self) -> Sequence[int]:
-        """No anchors, because members contain their fusions."""
+        """Empty, because each member already contains its merged anchors."""
         return ()
 
     def session(self, base: LoadedBase, anchors: AnchorLookup = ()) -> TrainingSession:

@@ -304,7 +304,7 @@ def test_methods_that_answered_something_else_are_not_compared(compare: Callable
 
     first = one("accuracy", [1, 2], ["a", "b"])
     for other, reason in (
-        (one("rouge", [1, 2], ["a", "b"]), "two tasks"),
+        (one("rouge", [1, 2], ["a", "b"]), "different tasks"),
         (one("accuracy", [1, 3], ["a", "b"]), "different users"),
         (one("accuracy", [1, 2], ["b", "a"]), "different queries"),
         (one("accuracy", [1, 1], ["a", "b"]), "different users"),
