@@ -15,9 +15,8 @@ class StreamingDetokenizer:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._shown = 0  # the text of the ids before this index has been returned
-        self._context = (
-            0  # decoding starts at this earlier id, because a tokenizer may decode a word's first token differently
-        )
+        # decoding starts at this earlier id, because some tokenizers decode the first token differently
+        self._context = 0
 
     def add_token(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is incomplete."""

@@ -1,4 +1,4 @@
-"""Continuous batching with the Llama decoder: prompts are read, join the batch as rows, and leave when their answers end.
+"""Continuous batching with the Llama decoder: prompts are read and join the batch as rows, which leave at their end.
 
 Each row has its own user's LoRAs and its own length. Other rows affect a row's logits only through rounding.
 """
