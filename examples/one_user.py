@@ -110,7 +110,7 @@ def main() -> None:
 
     # 4. The fusion: anchors weighted by evidence, the likelihood of mina's answers under each. Nothing is trained.
     inputs, outputs = zip(*MINA, strict=True)
-    mina = UserShots(0, inputs, outputs, tuple(her_rows), profiles[-1])  # 0 is her number
+    mina = UserShots(0, inputs, outputs, tuple(her_rows), profiles[-1])  # 0 identifies her
     (recipe,) = weigh_anchors(context, [mina], "evidence", FuseOptions(), no_memory)
     fusion = merge_shares([anchors[share.anchor] for share in recipe], [share.weight for share in recipe])
     print("Recipe:", *(f"{share.weight:.2f} {list(ANCHORS)[share.anchor]}" for share in recipe), "+ the common model")

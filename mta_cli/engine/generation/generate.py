@@ -27,7 +27,7 @@ MIN_TOKENS_TO_PACK = 8  # for answers of at least this many tokens, packing the 
 
 @dataclass
 class _Row:
-    """A request in a batch: its index among all requests, its maximum answer length, its sampler and its tokens."""
+    """A request in a batch: its index among all requests (`place`), its maximum answer length (`most`), its sampler."""
 
     place: int
     request: GenerationRequest

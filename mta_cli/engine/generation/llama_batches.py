@@ -45,7 +45,7 @@ def read_prompts(
             pass
         logits.append(found)
         batch.join(reading)
-    # 4. after the answers: keep for the next turn the positions on which no LoRA for late tokens acted
+    # 4. after the answers: keep the positions on which no LoRA for late tokens acted; the next turn reuses them
     try:
         yield range(len(requests)), batch, torch.cat(logits)
     finally:
@@ -64,9 +64,9 @@ def _cached_prefix(decoder: LlamaDecoder, prompt_cache: PromptCache, text: Promp
 
 
 def _shared_prefix(decoder: LlamaDecoder, texts: Sequence[PromptText]) -> Tensor | None:
-    """The keys and values of the prefix that all prompts share; None if there is none that is equal for all users.
+    """The keys and values of the prefix that all prompts share; None if users' LoRAs make them different.
 
-    It is equal if no user's LoRA acts on it, or if all texts belong to one user.
+    They are the same if no user's LoRA acts on the prefix, or if all texts belong to one user.
     """
     first, users = texts[0], {id(text.user): text.user for text in texts}
     if len(texts) == 1 or (len(users) > 1 and any(user.everywhere for user in users.values())):

@@ -23,8 +23,9 @@ CLOSING = "\"'”’»)*_ \n"  # characters that may follow the end of a sentenc
 def count_new_tokens(tokens: Sequence[int], min_tokens: int = MIN_TOKENS) -> tuple[int, int]:
     """The number of `tokens` before a repetition at their end, and the length of the repeated block.
 
-    The remaining tokens repeat the block, perhaps several times and perhaps in part. The length is 0 if the block
-    occurs less than `MIN_TIMES` times or covers less than `min_tokens` tokens.
+    The number includes the block's first occurrence; the tokens after it repeat the block, the last time perhaps in
+    part. If no block occurs `MIN_TIMES` times and covers `min_tokens` tokens, the length is 0, and the number is that
+    of the tokens before any shorter repetition at the end.
     """
     longest = 0
     for period in range(1, min(MAX_BLOCK, len(tokens) - 1) + 1):
@@ -80,7 +81,7 @@ class RepetitionFilter:
         return shown
 
     def _keep_once(self, new: int, block: int) -> None:
-        """Cut after the first sentence end within one block after the last new token; without one, at that token.
+        """Keep the first `new` tokens, and up to one `block` more if that reaches the end of a sentence.
 
         A block may begin anywhere in a loop: `Yes! I know! I know!` repeats `! I know`.
         """

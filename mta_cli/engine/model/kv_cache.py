@@ -11,10 +11,11 @@ from mta_cli.engine.model.llama import LlamaDecoder, Masks, causal_mask
 
 
 class KVCache:
-    """Keys and values [layers, 2, rows, kv heads, positions, head width]; row `r` uses the first `lengths[r]`.
+    """Keys and values [layers, 2, rows, kv heads, positions, head width].
 
-    A pass adds the same number of positions to all rows: call `begin_pass` before its layers and `advance` after them.
-    A pass that fails in between changes nothing. Rows and positions (`capacity`) are doubled when they are used up.
+    Row `r` uses the first `lengths[r]` positions. A pass adds the same number of positions to all rows: call
+    `begin_pass` before its layers and `advance` after them. A pass that fails in between changes nothing. Rows and
+    positions (`capacity`) are doubled when they are used up.
     """
 
     def __init__(self, decoder: LlamaDecoder, rows: int, capacity: int) -> None:

@@ -87,7 +87,7 @@ class FusedLinear:
         self._half: Tensor | None = None  # [Σ out, in] float16
 
     def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. With `read_copies`, a pass of few rows uses a copy of the weight if there is one."""
+        """`[…, in]` → `[…, Σ out]`. With `read_copies`, a pass of few rows uses a copy of the weight, if any."""
         if read_copies and not x.requires_grad:
             rows = x.numel() // x.shape[-1]
             if self._half is not None and rows == 1:

@@ -343,7 +343,7 @@ def require_quantize(quantize: str, device: torch.device) -> None:
 def _import_bitsandbytes() -> None:
     """Import bitsandbytes, if installed, before other libraries do.
 
-    Its package `kernels`, which would download compiled code from the hub, is hidden during the import.
+    The package `kernels`, with which it would download compiled code from the hub, is hidden during the import.
     """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return

@@ -124,7 +124,8 @@ def example_log_likelihood(one: TrainingExample, logliks: Sequence[float]) -> fl
 def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:
     """The losses of a pass [losses], negative log-likelihoods in nats, and the example of each loss [losses].
 
-    Examples are given by their index in `taught`. `scores` are the results of the pass over the prompt trees of `taught`, in the same order.
+    Examples are given by their index in `taught`. `scores` are the results of the pass over the prompt trees of
+    `taught`, in the same order.
     """
     chosen = [(place, one) for place, one in enumerate(taught) if isinstance(one, LabelExample)]
     if not chosen:

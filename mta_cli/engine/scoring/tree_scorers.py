@@ -88,7 +88,7 @@ class ModuleTreeScorer:
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         """See `LlamaTreeScorer`."""
         frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
-        # 1. each completion as a row of its own, with the place of its tree in `chosen`
+        # 1. each completion as a separate row, with the place of its tree in `chosen`
         rows = [
             (place, completion, tree)
             for place, i in enumerate(chosen)

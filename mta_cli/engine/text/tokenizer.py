@@ -15,7 +15,7 @@ from typing import Any
 from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
 
 TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
-MAX_CHARACTERS_PER_TOKEN = 48  # to save time, a text is cut to this length before it is tokenised
+MAX_CHARACTERS_PER_TOKEN = 48  # a text is cut to this length per token of its budget before tokenising
 
 
 class PromptTokenizer:
