@@ -1,7 +1,8 @@
 """Merge-then-Adapt with the engine alone: histories, bank, fusion, stack, answer. It uses no store and no job.
 
-Three anchor users and a new one, mina, tell their neighbours the news, each in their own way. All of them are invented.
-It takes about two minutes on two cores. `mta model pull` fetches the two models; --base and --embedder take others.
+Three anchor users and a new user, mina, tell their neighbours the news, each in their own style. All are invented.
+It takes about two minutes on two cores. First pull the models `smollm2-135m-instruct` and `minilm-l6` with
+`mta model pull`, or name the folders of other models with --base and --embedder.
 """
 
 from __future__ import annotations
@@ -68,13 +69,13 @@ SEED = 0
 
 
 def answer(base: LoadedBase, prompt: list[int], models: Sequence[tuple[LoraWeights, ...]]) -> list[str]:
-    """The greedy answer of each model, decoded in one batch. A model is the LoRAs above the base as it is."""
+    """The greedy answer of each model, decoded in one batch. A model is a tuple of LoRAs added to the current base."""
     ids = generate_answers(base, [prompt] * len(models), models, range(len(models)), SamplingParams(TASK.answer_tokens))
     return [" ".join(base.tokenizer.decode(one).split()) for one in ids]
 
 
 def main() -> None:
-    """Make mina's model, and print what each model on the way to it answers."""
+    """Train mina's model, and print the answers of the base, of each intermediate model and of mina's own."""
     parser = argparse.ArgumentParser(description="From histories to one user's model, with the engine alone.")
     parser.add_argument("--base", type=Path, help="folder of a base (default: smollm2-135m-instruct)")
     parser.add_argument("--embedder", type=Path, help="folder of a sentence embedder (default: minilm-l6)")
@@ -92,12 +93,12 @@ def main() -> None:
     # 2. The common model: one LoRA over all anchors' items, merged into the base below everything that follows.
     start = init_lora_weights(base.model, bank.targets, bank.task_placement, bank.task_rank, 2 * bank.task_rank, SEED)
     pooled = [row for rows in anchor_rows for row in rows]
-    # 24 steps of 6 rows are eight passes; over thousands of rows, two are enough.
+    # 24 steps of 6 rows are eight epochs; with thousands of rows, two are enough.
     work = GroupWork((GroupMember(start, pooled, Schedule(24, 6, bank.task_learning_rate), SEED),))
     (common,) = work.train(base).weights.values()
     AdapterMerger(base).set_adapter(common)
 
-    # 3. The bank: a LoRA for each anchor, with the mean direction of the anchor's items as profile.
+    # 3. The bank: a LoRA for each anchor, and the normalised mean of the anchor's item embeddings as profile.
     start = init_lora_weights(base.model, bank.targets, bank.placement, bank.rank, bank.alpha, SEED)
     schedule = Schedule(24, 2, bank.learning_rate)
     work = GroupWork(tuple(GroupMember(start, rows, schedule, SEED) for rows in anchor_rows))
@@ -109,7 +110,7 @@ def main() -> None:
 
     # 4. The fusion: anchors weighted by evidence, the likelihood of mina's answers under each. Nothing is trained.
     inputs, outputs = zip(*MINA, strict=True)
-    mina = UserShots(0, inputs, outputs, tuple(her_rows), profiles[-1])  # 0 is her number
+    mina = UserShots(0, inputs, outputs, tuple(her_rows), profiles[-1])  # 0 identifies her
     (recipe,) = weigh_anchors(context, [mina], "evidence", FuseOptions(), no_memory)
     fusion = merge_shares([anchors[share.anchor] for share in recipe], [share.weight for share in recipe])
     print("Recipe:", *(f"{share.weight:.2f} {list(ANCHORS)[share.anchor]}" for share in recipe), "+ the common model")

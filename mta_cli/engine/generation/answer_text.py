@@ -14,8 +14,9 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0  # the text of all earlier ids was returned already
-        self._context = 0  # decoding starts here, so that word boundaries come out as in the whole text
+        self._shown = 0  # the text of the ids before this index has been returned
+        # decoding starts at this earlier id, because some tokenizers decode the first token differently
+        self._context = 0
 
     def add_token(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is incomplete."""
@@ -46,7 +47,7 @@ class StopFilter:
         self._stops, self._held = [stop for stop in stops if stop], ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop text was found; later text is dropped."""
+        """The text that may be shown now, and whether a stop text was found. Drops the stop text and all after it."""
         self._held += text
         met = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if met:

@@ -1,6 +1,6 @@
-"""Continuous batching with the Llama decoder: prompts are read, join the batch as rows, and leave when they end.
+"""Continuous batching with the Llama decoder: prompts are read and join the batch as rows, which leave at their end.
 
-Each row has its own user's LoRAs and its own length. Other rows change a row's logits only by rounding.
+Each row has its own user's LoRAs and its own length. Other rows affect a row's logits only through rounding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ INITIAL_ROWS, INITIAL_POSITIONS = 4, 256  # initial capacity of a batch
 
 @dataclass(frozen=True)
 class PromptText:
-    """Tokens to read with a user's LoRAs. The first `prompt` tokens are the prompt, the rest belong to the answer;
-    LoRAs for late tokens only begin shortly before the end of the prompt.
+    """Tokens to read with a user's LoRAs. The first `prompt` tokens are the prompt, the rest belong to the answer.
+
+    LoRAs that act on late tokens only need this boundary: they begin shortly before the end of the prompt.
     """
 
     user: UserFactors
@@ -30,10 +31,10 @@ class PromptText:
 
 
 class PromptPass:
-    """Reads several texts together, in pieces, after a common prefix that was computed before.
+    """Reads several texts together, in pieces, after a common prefix that has been computed before.
 
-    Shorter texts are padded on the right, so that no token attends to padding. `prefix` is a `row_block` of the first
-    positions, the same for every text.
+    Shorter texts are padded on the right; attention is causal, so no real token attends to padding. `prefix` has the
+    keys and values of the common prefix (see `KVCache.row_block`).
     """
 
     def __init__(self, decoder: LlamaDecoder, texts: Sequence[PromptText], prefix: Tensor | None = None) -> None:
@@ -41,7 +42,7 @@ class PromptPass:
         self._width = max(len(text.ids) for text in texts)
         self.cache = KVCache(decoder, len(texts), self._width)
         self.cache.fill_rows(len(texts), prefix)
-        self._last_states: dict[int, Tensor] = {}  # of texts that are completely read
+        self._last_states: dict[int, Tensor] = {}  # by text that is read to its end  [width] each
 
     @property
     def remaining(self) -> int:
@@ -133,7 +134,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def join(self, read: PromptPass) -> None:
-        """Append the texts of `read` as new rows. An error changes nothing."""
+        """Append the texts of `read` as new rows. If this fails, the batch is unchanged."""
         own = [text.user.decoding_factors for text in read.texts]
         self._cache.add_rows(read.cache)
         self._own.add_rows(own)
@@ -159,7 +160,7 @@ class DecodingBatch:
         return self._cache.row_block(row, length)
 
     def row_length(self, row: int) -> int:
-        """The number of tokens of a row that were run."""
+        """The number of a row's tokens whose keys and values are in the batch."""
         return self._cache.lengths[row]
 
     @torch.inference_mode()
@@ -177,9 +178,9 @@ class DecodingBatch:
 
 
 def compact_rows(kept: Sequence[int]) -> list[int]:
-    """The old index of each row after only `kept` are left: rows from the end move into the places of dropped rows.
+    """The `order` in which the rows `kept` remain: the row at index `i` afterwards is the one at `order[i]` before.
 
-    This copies few rows of a cache and guarantees `order[i] >= i`.
+    Rows from the end move into the places of dropped rows, so few rows are copied, and `order[i] >= i`.
     """
     holes = sorted(set(range(len(kept))).difference(kept))
     order = list(range(len(kept)))

@@ -1,6 +1,6 @@
-"""The decoding loop: answers of one or many users, token by token.
+"""The decoding loop: generates the answers of one or many users, token by token.
 
-One user is a batch of one. Rows leave the batch as their answers end.
+A single request is a batch of one row. Each row leaves the batch when its answer ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIN_TOKENS_TO_PACK = 8  # for answers of at least this many tokens, packing the 
 
 @dataclass
 class _Row:
-    """A request in a batch: its index among all requests, its maximum answer length, its sampler and its tokens."""
+    """A request in a batch: its index among all requests (`place`), its maximum answer length (`most`), its sampler."""
 
     place: int
     request: GenerationRequest
@@ -58,14 +58,15 @@ def generate(
     goes_on: Callable[[int], bool] = lambda place: True,
     prompt_cache: PromptCache | None = None,
 ) -> Generator[tuple[int, int], None, None]:
-    """Yields the tokens of all answers as (index of the request, token), without the end of turn.
+    """Yields the tokens of all answers as (index of the request, token), without the end token.
 
-    Fills in each request's answer and finish reason. An answer ends at a repetition, which is kept once, or when
-    `goes_on`, called with the request's index after each token, returns false. An answer does not depend on the other
-    requests. `prompt_cache` can be used for a single request only.
+    Fills in each request's answer and finish reason. An answer ends at an end token, at `params.max_tokens`, at the end
+    of the base's window, at a repetition (the repeated block is kept once), or when `goes_on` returns false, which is
+    called with the request's index after each token. An answer does not depend on the other requests. `prompt_cache`
+    can be used for a single request only.
 
-    Raises BadInput if a prompt leaves no room for an answer, IntegrityFault if logits are not finite, UsageError if the
-    base cannot compute late LoRAs.
+    Raises BadInput if a prompt leaves no room for an answer, IntegrityFault if logits are not finite, UsageError if a
+    LoRA acts on late tokens only and the base has no Llama decoder.
     """
     rows = [
         _Row(
@@ -93,12 +94,13 @@ def generate_answers(
 ) -> list[list[int]]:
     """The token ids of the answer to each prompt. Prompt `i` is answered with the LoRAs `users[owners[i]]`.
 
-    Batches are as large as fit into memory. Raises as `generate`.
+    Batches are as large as fit into memory. Raises the errors of `generate`, and BadInput if a single request does not
+    fit.
     """
     requests = [GenerationRequest(prompt, users[owner]) for prompt, owner in zip(prompts, owners, strict=True)]
 
     def answer(numbers: list[int]) -> None:
-        for n in numbers:  # start again, if an earlier, larger batch ran out of memory
+        for n in numbers:  # drop what a larger batch generated before it ran out of memory
             requests[n] = GenerationRequest(requests[n].prompt, requests[n].loras)
         for _ in generate(base, [requests[n] for n in numbers], params):
             pass

@@ -13,9 +13,9 @@ from mta_cli.engine.lora.row_factors import UserFactors
 from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder
 from mta_cli.engine.scoring.prefix_cache_scoring import pack_by_length
 
-CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # of caches and factors held at once
-PREFILL_CHUNK_TOKENS = 1024  # tokens of each prompt that run at once
-MAX_EARLY_TOKENS = 1024  # tokens of an answer for which a batch has room from the start
+CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # limits on the key–value cache and LoRA factors of a batch
+PREFILL_CHUNK_TOKENS = 1024  # tokens of each prompt in one pass
+MAX_EARLY_TOKENS = 1024  # the cache first gets room for at most this many tokens of each answer
 
 
 def read_prompts(
@@ -45,7 +45,7 @@ def read_prompts(
             pass
         logits.append(found)
         batch.join(reading)
-    # 4. after the answers: keep for the next turn the positions on which no LoRA for late tokens acted
+    # 4. after the answers: keep the positions on which no LoRA for late tokens acted; the next turn reuses them
     try:
         yield range(len(requests)), batch, torch.cat(logits)
     finally:
@@ -55,7 +55,7 @@ def read_prompts(
 
 
 def _cached_prefix(decoder: LlamaDecoder, prompt_cache: PromptCache, text: PromptText) -> Tensor | None:
-    """The cached prefix of a text, up to the first position of a late LoRA. Empties the cache."""
+    """Keys and values of the cached prefix of a text, which ends where a late LoRA begins. Empties `prompt_cache`."""
     clean = text.user.reusable_length(text.prompt, text.prompt)
     length, block = min(clean, prompt_cache.shared_length(text.ids)), prompt_cache.cache
     prompt_cache.clear()
@@ -64,9 +64,9 @@ def _cached_prefix(decoder: LlamaDecoder, prompt_cache: PromptCache, text: Promp
 
 
 def _shared_prefix(decoder: LlamaDecoder, texts: Sequence[PromptText]) -> Tensor | None:
-    """The keys and values of the prefix that all prompts share; None if there is none that is equal for all users.
+    """The keys and values of the prefix that all prompts share; None if users' LoRAs make them different.
 
-    It is equal if no user's LoRA acts on it, or if all texts belong to one user.
+    They are the same if no user's LoRA acts on the prefix, or if all texts belong to one user.
     """
     first, users = texts[0], {id(text.user): text.user for text in texts}
     if len(texts) == 1 or (len(users) > 1 and any(user.everywhere for user in users.values())):
@@ -84,7 +84,10 @@ def _read_prefix(decoder: LlamaDecoder, text: PromptText, length: int, prefix: T
 
 
 def pack_requests(decoder: LlamaDecoder, requests: Sequence[GenerationRequest], max_tokens: int) -> list[list[int]]:
-    """Indices of requests in groups of similar length that fit into memory and are small enough for packed weights."""
+    """The indices of the requests, in groups of similar size that fit into memory.
+
+    A group has at most `PACKED_MAX_ROWS` requests, for which packed weights are fast.
+    """
     limit = GPU_BATCH_BYTES if decoder.device.type == "cuda" else CPU_BATCH_BYTES
     packs = pack_by_length([_request_bytes(decoder, request, max_tokens) for request in requests], limit)
     return [pack[n : n + PACKED_MAX_ROWS] for pack in packs for n in range(0, len(pack), PACKED_MAX_ROWS)]

@@ -63,9 +63,10 @@ def read_prompts_in_turn(
 
 
 def forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
-    """The logits, and the extended cache or None. `options` are passed on if the model's forward accepts them.
+    """Run the tokens `rows` [rows, time] after `cache`. `options` are passed on if the model's forward accepts them.
 
-    transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
+    Returns the logits [rows, time, vocabulary] and the extended cache; None if the model returns no cache. transformers
+    calls the cache `cache` from 5.24 on and `past_key_values` before.
     """
     known = inspect.signature(base.model.forward).parameters
     name = "cache" if "cache" in known else "past_key_values"
@@ -75,10 +76,10 @@ def forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple
 
 
 def has_keys_and_values(cache: Any, *, windows: bool = False) -> bool:
-    """Whether a transformers cache holds nothing but keys and values, of all positions. With `windows`, layers that
-    keep only a sliding window are allowed too.
+    """Whether every layer of a transformers cache holds just the keys and values of all positions.
 
-    The end of a cache can be cropped exactly only if it holds all positions.
+    With `windows`, layers that keep only a sliding window are allowed too. The end of a cache can be cropped exactly
+    only if it holds all positions.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 

@@ -1,7 +1,7 @@
 """Stops answers that repeat themselves, as small models do in greedy decoding.
 
-Tokens that may be a repetition are held back, so that shown text never has to be withdrawn and a streamed answer equals
-the whole one.
+Tokens that may be a repetition are held back, so that shown text never has to be withdrawn, and a streamed answer is
+the same as one that is returned whole.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ FinishReason = Literal["end", "length", "repetition", "stop"]
 """The reason for the end of an answer: the model's end token, the token limit, a repetition, or a stop text."""
 
 MAX_BLOCK = 64  # the longest block, in tokens, whose repetition is found
-MIN_TIMES, MIN_TOKENS = 3, 32  # a block counts as a repetition after so many times and so many tokens in all
-MIN_TOKENS_AT_LIMIT = 12  # the same for an answer that its token limit cuts off
+MIN_TIMES, MIN_TOKENS = 3, 32  # a repetition has at least so many occurrences of a block, and so many tokens in all
+MIN_TOKENS_AT_LIMIT = 12  # in place of MIN_TOKENS, when an answer reaches its token limit
 SENTENCE_ENDS = tuple(".!?…。！？")
-SENTENCE_END_TOKENS = 4  # tokens within which a sentence's end, with closing characters, is found
+SENTENCE_END_TOKENS = 4  # a sentence's end is looked for in this many tokens, including closing characters
 CLOSING = "\"'”’»)*_ \n"  # characters that may follow the end of a sentence
 
 
 def count_new_tokens(tokens: Sequence[int], min_tokens: int = MIN_TOKENS) -> tuple[int, int]:
     """The number of `tokens` before a repetition at their end, and the length of the repeated block.
 
-    The remaining tokens repeat the block, perhaps several times and perhaps in part. The length is 0 if the block
-    occurs less than `MIN_TIMES` times or covers less than `min_tokens` tokens.
+    The number includes the block's first occurrence; the tokens after it repeat the block, the last time perhaps in
+    part. If no block occurs `MIN_TIMES` times and covers `min_tokens` tokens, the length is 0, and the number is that
+    of the tokens before any shorter repetition at the end.
     """
     longest = 0
     for period in range(1, min(MAX_BLOCK, len(tokens) - 1) + 1):
@@ -60,10 +61,10 @@ class RepetitionFilter:
         return self._show_up_to(new), False
 
     def end_at_limit(self) -> bool:
-        """End an answer at its token limit: a repetition is kept once, even one too short to end it before.
+        """Cut a repetition at the end of an answer that reached its token limit; returns whether there was one.
 
-        A block of one token or without a letter stays, because it may be part of a number. Returns whether there was a
-        repetition; `flush` has the tokens that are left.
+        Here `MIN_TOKENS_AT_LIMIT` tokens are enough. A repeated block is not cut if it is a single token or has no
+        letter, because it may be part of a number. Afterwards, `flush` returns the remaining tokens.
         """
         new, block = count_new_tokens(self.tokens, MIN_TOKENS_AT_LIMIT) if self._active else (0, 0)
         if block < 2 or not any(map(str.isalpha, self._tokenizer.decode(self.tokens[-block:]))):
@@ -80,7 +81,7 @@ class RepetitionFilter:
         return shown
 
     def _keep_once(self, new: int, block: int) -> None:
-        """Cut after the first sentence end within one block after the last new token; without one, at that token.
+        """Keep the first `new` tokens, and up to one `block` more if that reaches the end of a sentence.
 
         A block may begin anywhere in a loop: `Yes! I know! I know!` repeats `! I know`.
         """

@@ -15,7 +15,10 @@ from mta_cli.errors import BadInput
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The parameters of `TokenSampler`. Each answer is sampled with `seed`, independently of other answers."""
+    """The longest answer in tokens, and the parameters of `TokenSampler`.
+
+    Each answer is sampled with `seed`, independently of other answers.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -63,7 +66,7 @@ class PromptCache:
         self.ids, self.cache = [], None
 
     def shared_length(self, prompt: Sequence[int]) -> int:
-        """The length of the common prefix with `prompt`, whose last token is not counted."""
+        """The length of the common prefix with `prompt`, without its last token, which must run to give logits."""
         return common_prefix_length([self.ids, prompt[:-1]])
 
 
@@ -83,7 +86,7 @@ def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
     if not prompt_ids or room < 1:
         raise BadInput(
             f"The prompt has {len(prompt_ids)} tokens; {base.name} reads from 1 to {base.window - 1}.",
-            hint="Shorten it, or show fewer history items.",
+            hint="Shorten the prompt, or show fewer history items.",
         )
     return room
 
@@ -92,5 +95,6 @@ def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> 
     """Raises BadInput if the prompt and `answer` more tokens exceed the base's window."""
     if len(prompt_ids) + answer - 1 > base.window:
         raise BadInput(
-            f"The prompt has {len(prompt_ids)} tokens and the answer {answer}; {base.name} reads {base.window}."
+            f"The prompt has {len(prompt_ids)} tokens and the answer {answer}; {base.name} reads only {base.window}.",
+            hint="Shorten the prompt, or show fewer history items.",
         )

@@ -44,8 +44,8 @@ class TokenSampler:
     `min_p` leaves out tokens with less than this share of the largest probability, after the temperature. As in
     OpenAI's interface, `presence_penalty` is subtracted from the logit of every token that occurs in the answer, and
     `frequency_penalty` once for each occurrence. `repetition_penalty` is CTRL's (arXiv 1909.05858), for tokens of the
-    answer: positive logits are divided by it, negative ones multiplied. `top_logprobs` None computes no
-    log-probabilities.
+    answer: positive logits are divided by it, negative ones multiplied. `top_logprobs` is the number of likeliest
+    tokens to return with their log-probabilities; with None, no log-probabilities are computed.
     """
 
     temperature: float = 0.0

@@ -45,13 +45,13 @@ class ActivationCache:
         return len(self._prefixes)
 
     def get(self, key: Hashable) -> CachedPrefix | None:
-        """The prefix of `key`, which becomes the most recently used."""
+        """The prefix of `key`, which becomes the most recently used entry; None if it is not cached."""
         if key in self._prefixes:
             self._prefixes.move_to_end(key)
         return self._prefixes.get(key)
 
     def add_prefix(self, key: Hashable, prefix: CachedPrefix) -> None:
-        """Keep `prefix`, and drop the oldest ones if there is no room; a prefix larger than `limit` is not kept."""
+        """Keep `prefix`, dropping the least recently used ones to make room; not if it is larger than `limit`."""
         self._drop(key)
         while self._prefixes and self.nbytes + prefix.nbytes > self.limit:
             self._drop(next(iter(self._prefixes)))

@@ -1,5 +1,6 @@
-"""A model's folder on disk: whether it is safe to load, and its fingerprint. Reads bytes and JSON and executes
-nothing.
+"""Checks whether a model's folder is safe to load, and computes its fingerprint.
+
+It reads only bytes and JSON, and executes nothing from the folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
 
 
 def read_json(path: Path) -> Any:
-    """The parsed JSON of a file in a model's folder. Raises BadInput if it cannot be read."""
+    """The parsed JSON of a file in a model's folder. Raises NotFound without the file, BadInput if it is not JSON."""
     try:
         with open_to_read(path) as file:
             return json.loads(file.read().decode())
@@ -47,7 +48,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`config.json` of the folder as a dictionary."""
+    """The folder's `config.json` as a dictionary. Raises the errors of `read_json`, and BadInput for other JSON."""
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         found = type(config).__name__
@@ -75,7 +76,8 @@ def sha256_file(path: Path) -> str:
 def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
     """`sha256:…` over the configuration (without volatile keys) and the names and SHA-256 of the weight files.
 
-    The modules of a sentence-transformers folder count as configuration. `digests` gives known SHA-256 by file name.
+    The module files of a sentence-transformers folder count as configuration. `digests` maps names of weight files to
+    SHA-256 that are already known, to save time.
     """
     whole = hashlib.sha256()
     for relative in _config_files(path):
@@ -91,11 +93,11 @@ def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
 
 
 def check_folder(path: Path, *, thorough: bool = False) -> None:
-    """Raises unless the folder is a model with safetensors weights and no adapter on top.
+    """Checks that the folder is a model with safetensors weights, and not an adapter.
 
-    Other weights beside them, and a model's own code, are never read. IntegrityFault is raised for damaged weights,
-    BadInput for the rest. `thorough` also reads the tokenizer, which is slow; it is done once, when a model is first
-    used.
+    Raises NotFound if there is no model folder, IntegrityFault for damaged weights, BadInput for other faults. Weights
+    in other formats and the model's own code are never read. `thorough` also checks `tokenizer.json`, which is slow:
+    use it once, when a model is first used.
     """
     require_folder(path)
     faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
@@ -115,9 +117,9 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raises NotFound unless `path` is a folder with config.json, or adapter_config.json.
+    """Raises NotFound if `path` is not a folder with config.json or adapter_config.json.
 
-    It is checked before any file is read, because other folders may be very large.
+    Call it before reading all files, because a folder that is not a model's may be very large.
     """
     if not path.is_dir():
         raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows installed models"))
@@ -177,7 +179,7 @@ def _file_faults(path: Path, relative: Path) -> Iterator[str]:
 
 
 def _is_unpickled(path: Path, file: Path) -> bool:
-    """Whether sentence-transformers would unpickle the file, as it does where a module has no safetensors."""
+    """Whether sentence-transformers would unpickle the file: it does so if a module has no safetensors."""
     is_embedder = (path / "modules.json").exists()
     return is_embedder and file.name == "pytorch_model.bin" and not file.with_name("model.safetensors").exists()
 
@@ -187,7 +189,7 @@ def _json_faults(file: Path, relative: Path) -> Iterator[str]:
     if relative.name in CONFIG_FILE_NAMES:
         content = read_json(file)
         if (strange := _find_control_sequence(content)) is not None:
-            yield f"{name}: {strange[:60]!a} holds what a terminal obeys"
+            yield f"{name}: {strange[:60]!a} contains terminal control characters"
         yield from _token_faults(name, content, "added_tokens_decoder")
     elif name == "modules.json":
         modules = read_json(file)
@@ -219,8 +221,9 @@ def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
 
 
 def _find_control_sequence(content: Any) -> str | None:
-    """A key that is not printable, or a text with a terminal control sequence, because libraries print both
-    unescaped.
+    """A key that is not printable, or a text with a terminal control character; None if there is none.
+
+    Libraries print both unescaped.
     """
     waiting = [content]
     while waiting:

@@ -1,4 +1,4 @@
-"""Recognises errors of memory that ran out."""
+"""Recognises out-of-memory errors."""
 
 from __future__ import annotations
 

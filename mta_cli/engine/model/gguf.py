@@ -1,7 +1,7 @@
 """Converts a Llama from GGUF to a folder of bfloat16 safetensors, the same bytes every time.
 
 The `gguf` library dequantises the weights. transformers' own GGUF reader is not used because it cannot save what it
-reads. The library trusts a file's header, so the caller must check the file's digest before.
+reads. The library trusts a file's header, so the caller must check the file's digest first.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ CONTROL_TOKEN = 3  # llama.cpp's token type for control tokens
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
-    """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`. Raises BadInput for another
-    architecture.
+    """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`.
+
+    Raises BadInput if the file cannot be read, or is not a Llama with a byte-level tokenizer.
     """
     from gguf import GGUFReader
     from safetensors.torch import save_file

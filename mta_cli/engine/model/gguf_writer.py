@@ -1,7 +1,7 @@
 """Writes GGUF, the format of llama.cpp, Ollama and LM Studio: a LoRA, or a whole model with its tokenizer.
 
 Tensors have llama.cpp's names. For families whose rotary embedding uses adjacent pairs in llama.cpp, the rows of the
-query and key projections are reordered, as its own converter does.
+query and key projections are reordered, as llama.cpp's own converter does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _QWEN = (
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """llama.cpp's name of a family, whether its rotary embedding uses adjacent pairs, and whether a whole model can be
-    written.
+    """A model family in llama.cpp.
+
+    `architecture` is llama.cpp's name of it. `pairs_side_by_side`: whether its rotary embedding uses adjacent pairs of
+    rows there. `whole`: whether a whole model can be written, not only a LoRA.
     """
 
     architecture: str
@@ -59,15 +61,16 @@ def gguf_family(config: Mapping[str, Any]) -> GgufFamily:
     if kind not in FAMILIES:
         raise BadInput(
             f"mta cannot write GGUF for bases of type {kind}, only for {', '.join(FAMILIES)}.",
-            hint=("use ", Flag("format", "merged"), " and convert the folder by llama.cpp's convert_hf_to_gguf.py"),
+            hint=("use ", Flag("format", "merged"), " and convert the folder with llama.cpp's convert_hf_to_gguf.py"),
         )
     return FAMILIES[kind]
 
 
 def write_lora_gguf(path: Path, weights: LoraWeights, config: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """Write `weights`, which have one rank in all modules, as llama.cpp's LoRA adapter in float16.
+    """Write `weights` as a LoRA adapter for llama.cpp, in float16. All modules must have the same rank.
 
-    `facts` are strings for the metadata, by key. Raises BadInput for a base of another family.
+    `config` is the base's `config.json`; `facts` are strings for the metadata, by key. Raises BadInput if llama.cpp's
+    format does not support the base's family or one of the modules.
     """
     import numpy as np
     from gguf import GGUFEndian, GGUFType, GGUFWriter, Keys
@@ -95,10 +98,11 @@ def write_model_gguf(
     number_format: str,
     facts: Mapping[str, str],
 ) -> None:
-    """Write a whole model: `weights` by transformers' names, configuration and tokenizer of the base in `folder`.
+    """Write a whole model, with the configuration and tokenizer of the base in `folder`.
 
-    `weights` are loaded one after another and kept in the file's format until all are written. Raises BadInput for an
-    unknown family or tokenizer.
+    `weights` are pairs of transformers' name and a function that loads the tensor. They are loaded one after another
+    and kept in memory in `number_format` (f16, bf16 or q8_0) until all are written. `facts` are strings for the
+    metadata, by key. Raises BadInput if the base's family, tokenizer or settings are not supported.
     """
     from gguf import GGUFEndian, GGUFWriter, LlamaFileType
 
@@ -156,7 +160,7 @@ def rotary_heads(module: str, config: Mapping[str, Any]) -> int | None:
 
 
 def pair_rows(weight: Tensor, heads: int) -> Tensor:
-    """Rows [out, …] from transformers' rotary order (halves) to llama.cpp's (pairs side by side), head by head."""
+    """Reorder rows [out, …] from transformers' rotary layout (two halves) to llama.cpp's (adjacent pairs), by head."""
     rows, rest = weight.shape[0], weight.shape[1:]
     return weight.reshape(heads, 2, rows // heads // 2, *rest).transpose(1, 2).reshape(weight.shape)
 
@@ -170,7 +174,7 @@ def _tensor_names(family: GgufFamily, layers: int) -> Callable[[str], str]:
         found: str | None = table.get_name(module)
         if found is None:
             raise BadInput(
-                f"llama.cpp's {family.architecture} models have no place for {module}, so this model cannot be a GGUF.",
+                f"llama.cpp's {family.architecture} models have no tensor for {module}, so mta cannot write this GGUF.",
                 hint=("use ", Flag("format", "merged"), " or ", Flag("format", "peft")),
             )
         return found

@@ -11,10 +11,11 @@ from mta_cli.engine.model.llama import LlamaDecoder, Masks, causal_mask
 
 
 class KVCache:
-    """Keys and values [layers, 2, rows, kv heads, positions, head width]; row `r` uses the first `lengths[r]`.
+    """Keys and values [layers, 2, rows, kv heads, positions, head width].
 
-    A pass adds the same number of positions to all rows: call `begin_pass` before its layers and `advance` after them.
-    A pass that fails in between changes nothing. Rows and positions (`capacity`) are doubled when they are used up.
+    Row `r` uses the first `lengths[r]` positions. A pass adds the same number of positions to all rows: call
+    `begin_pass` before its layers and `advance` after them. A pass that fails in between changes nothing. Rows and
+    positions (`capacity`) are doubled when they are used up.
     """
 
     def __init__(self, decoder: LlamaDecoder, rows: int, capacity: int) -> None:
@@ -62,7 +63,7 @@ class KVCache:
         return positions, decoder.mask_windows(mask, positions, keys)
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `PastKeyValues`."""
+        """Store a layer's `k`, `v` at the positions of `begin_pass`; see `PastKeyValues.update_kv`."""
         keys, values = self._layers[layer]
         if self._written is None:
             keys.narrow(2, self._longest - self._new, self._new).copy_(k)
@@ -86,14 +87,14 @@ class KVCache:
         self._set_lengths(lengths)
 
     def fill_rows(self, rows: int, prefix: Tensor | None) -> None:
-        """Start `rows` rows, filled with the `row_block` `prefix` or empty."""
+        """Begin with `rows` rows that each hold `prefix` (see `row_block`), or that are empty if it is None."""
         length = 0 if prefix is None else prefix.shape[3]
         if prefix is not None:
             self._block[:, :, :rows, :, :length] = prefix[:, :, None]
         self._set_lengths([length] * rows)
 
     def row_block(self, row: int, length: int) -> Tensor:
-        """A copy of a row's first `length` positions [layers, 2, kv heads, length, head width]."""
+        """A copy of a row's first `length` keys and values, [layers, 2, kv heads, length, head width]."""
         return self._block[:, :, row, :, :length].clone()
 
     def keep_rows(self, order: Sequence[int]) -> None:

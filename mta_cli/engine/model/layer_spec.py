@@ -1,6 +1,6 @@
-"""Describes the decoder layers of a model family as data, read from a transformers model.
+"""Describes a model's decoder layers as data, read from its transformers modules.
 
-The decoder runs the same code for every layer; the description lists the layer's parts.
+`LlamaDecoder` runs the same code for every layer; the description lists the parts that a layer has.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# rotary angles that do not depend on the text's length
+# types of rotary embedding whose angles do not depend on the text's length
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")
-# the known settings of these kinds; an unknown one might change only long texts, which are not compared at loading
+# all their settings; a base with another setting is refused, because its effect might show only on texts longer than
+# the one that is compared at loading
 ROPE_SETTINGS = {
     *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"),
     *("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
@@ -44,7 +45,8 @@ PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (
         "down": ("mlp.down_proj",),
     },
 )
-SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")  # of Granite and Cohere
+# factors of Granite and Cohere, which the decoder does not apply
+SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")
 ONE_ROPE = "all"  # the name of the rotary table if all layers share one
 
 

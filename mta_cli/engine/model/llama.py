@@ -45,15 +45,16 @@ class PastKeyValues(Protocol):
 class BatchedLora:
     """The LoRA factors of a batch's rows: `A [blocks, in, rank]` and `B [blocks, rank, out]` by layer and projection.
 
-    The scale is inside B. Each block is the same number of adjacent rows that share factors; without the first axis,
-    all rows share them. `position_mask` [rows, time, 1] is 1 where the factors act; None means everywhere.
+    The scale is inside B. The rows are divided into blocks of equally many adjacent rows, and the rows of a block share
+    factors. Without the first axis, all rows share them. `position_mask` [rows, time, 1] is 1 where the factors act;
+    None means everywhere.
     """
 
     fused_factors: FusedFactors
     position_mask: Tensor | None = None
 
     def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
+        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out]; `y` if there are no factors for `key`."""
         if key not in self.fused_factors:
             return y
         a, b = self.fused_factors[key]
@@ -86,9 +87,7 @@ class FusedLinear:
         self._half: Tensor | None = None  # [Σ out, in] float16
 
     def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. With `read_copies`, a pass of few rows uses a packed copy of the weight, if there
-        is one.
-        """
+        """`[…, in]` → `[…, Σ out]`. With `read_copies`, a pass of few rows uses a copy of the weight, if any."""
         if read_copies and not x.requires_grad:
             rows = x.numel() // x.shape[-1]
             if self._half is not None and rows == 1:
@@ -106,7 +105,8 @@ class FusedLinear:
     def copy_as_half(self) -> None:
         """Make a float16 copy of the current weight, unless there is a bias.
 
-        A bfloat16 of an absolute value from 2⁻¹⁴ to 65,280 is the same number in float16; smaller ones lose bits.
+        Float16 represents every bfloat16 number with an absolute value from 2⁻¹⁴ to 65,280 exactly; smaller ones are
+        rounded.
         """
         if self._half is None and self.bias is None:
             self._half = self.weight.half()
@@ -126,9 +126,9 @@ class FusedLinear:
 
 
 class SeparateLinears:
-    """Linear modules that read the same input, each computed separately because a weight is packed, such as NF4.
+    """Linear modules that read the same input, called one by one because a weight is packed, for example in NF4.
 
-    Hooks of the modules take effect here.
+    The modules' hooks run.
     """
 
     def __init__(self, *modules: nn.Linear) -> None:
@@ -281,7 +281,10 @@ class LlamaDecoder:
         return result
 
     def rope(self, positions: Tensor) -> Ropes:
-        """Cosines and sines at `positions` [rows, time], each [rows, time, 1, head width]; signs are in the sines."""
+        """Cosines and sines at `positions` [rows, time], each [rows, time, 1, head width], for each rotary table.
+
+        The first half of the sines is negated, so that `torch.roll` replaces the rotation of halves.
+        """
         length = int(positions.max()) + 1 if positions.numel() else 1
         if length > self._table_length:
             self._table_length = max(256, 1 << (length - 1).bit_length())
@@ -333,7 +336,7 @@ class LlamaDecoder:
     ) -> Tensor:
         """States [rows, time, width] after layers `first` to `last` (exclusive; None: all), from the states `x` before.
 
-        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. If the decoder has
+        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None adds nothing. If the decoder has
         `windows`, pass the result of `mask_windows`. `loras` act on their own rows. `past` has the keys and values of
         earlier positions and takes the new ones. With `read_copies`, passes of few rows use the copies of
         `pack_weights`, which round differently.
@@ -469,7 +472,7 @@ def build_llama_decoder(model: Any) -> LlamaDecoder | None:
     if (spec := read_decoder_spec(model)) is None:
         return None
     decoder = LlamaDecoder(model, spec)
-    # 32 tokens from the whole vocabulary: the first are special, and too noisy in bfloat16 to compare  [1, 32]
+    # 32 tokens spread over the vocabulary; the first ids are special tokens, too noisy in bfloat16 to compare  [1, 32]
     vocabulary = decoder.embedding.weight.shape[0]
     ids = (torch.arange(1, 33, device=decoder.device) * vocabulary // 33)[None]
     positions = torch.arange(32, device=ids.device)[None]

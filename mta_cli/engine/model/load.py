@@ -36,7 +36,7 @@ OFF = "off"  # the value of `quantize` for unpacked weights
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """Limits on memory. Lower limits take longer and change only the last bits of results.
+    """Limits on memory. With lower limits, passes take longer, and results differ only in their last bits.
 
     `batch_tokens` is the number of tokens in a pass including padding, except in passes for prefixes
     (`PrefixCacheScorer`); None: as many as keep the device busy. `cache_bytes` limits cached states, `group_bytes` the
@@ -79,26 +79,24 @@ class LoadedBase:
         return self.llama_decoder
 
     def invalidate_caches(self) -> None:
-        """Drop all that was computed from the weights: they have changed, or are about to."""
+        """Drop everything that was computed from the weights. Call it before or after changing them."""
         if self.llama_decoder is not None:
             self.llama_decoder.invalidate_caches()
 
     @property
     def number_format(self) -> str:
-        """The base's number format as text; see `number_format`."""
+        """The base's number format as text, such as `bfloat16` or `nf4+bfloat16`."""
         return _format_text(self.dtype, self.quantize)
 
     @property
     def window(self) -> int:
-        """The most tokens that the base reads at once."""
+        """The base's context length in tokens."""
         return _window(self.model.config)
 
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """The parts of a base that prompts and answers need if another server computes with its weights; see
-    `LoadedBase`.
-    """
+    """What prompts and answers need of a base whose weights run in another server; see `LoadedBase` for the fields."""
 
     tokenizer: Any
     fingerprint: str
@@ -108,7 +106,10 @@ class BaseInfo:
 
 
 def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
-    """The base in folder `path` without its weights. Raises BadInput if it is not a causal language model."""
+    """The `BaseInfo` of the base in folder `path`, without loading weights.
+
+    Raises the errors of `check_folder`, and BadInput if the base is not a causal language model.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     quiet_libraries()
@@ -133,17 +134,18 @@ def load_base(
     limits: MemoryLimits | None = None,
     for_answers: bool = False,
 ) -> LoadedBase:
-    """The base in folder `path`, on its device.
-
-    With `for_answers`, a Llama is built without transformers' modules, so that it can be decoded and scored, but its
-    model cannot be called.
+    """The base in folder `path`, loaded on its device.
 
     `name` is for messages, by default the folder's name; `fingerprint` is for callers who store adapters. With
-    `quantize` "nf4", the weights of the decoder's linear layers are packed while they are read. Raises BadInput if the
-    folder is not a causal language model with safetensors, IntegrityFault if its weights are incomplete or not finite,
-    UsageError if it cannot be packed.
+    `quantize` "nf4", the weights of the decoder's linear layers are packed while they are read. With `for_answers`, a
+    Llama with default settings is built without transformers' modules, which is faster: it can decode and score, but
+    its `model` cannot be called.
+
+    Raises NotFound if there is no model folder, BadInput if it is not a causal language model with safetensors,
+    IntegrityFault if its weights are incomplete or not finite, UsageError if the device or number format is unknown or
+    missing, or the weights cannot be packed.
     """
-    # 1. refuse a folder without safetensors and an impossible machine before anything is loaded
+    # 1. before loading, refuse a folder without safetensors, and a device or packing that this machine does not support
     name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
@@ -210,7 +212,7 @@ def _load_for_answers(
     ends = _end_ids(model.config, model.generation_config, tokenizer)
     base = LoadedBase(model, tokenizer, fingerprint, name, device, dtype, ends, head_is_exact=True, limits=limits)
     if (spec := read_decoder_spec(model)) is None:
-        raise BadInput(f"{name} cannot be used as a causal language model: its layers are not those of a Llama")
+        raise BadInput(f"{name} cannot be used as a causal language model: its layers differ from Llama's")
     base.llama_decoder = LlamaDecoder(model, spec)
     base.llama_decoder.activation_cache = ActivationCache(limits.cache_bytes)
     return base
@@ -245,7 +247,7 @@ def family_without_decoder(path: Path) -> str | None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a model's folder, by transformers, whose errors are not translated."""
+    """The tokenizer in a model's folder. Errors of transformers are raised as they are, not as BadInput."""
     settings = path / "tokenizer_config.json"
     if settings.exists() and read_json(settings).get("tokenizer_class") == "PreTrainedTokenizerFast":
         from transformers import PreTrainedTokenizerFast  # AutoTokenizer would choose it too, but imports for a second
@@ -257,14 +259,14 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def quiet_libraries() -> None:
-    """For the whole process, silence transformers' progress bars and log lines, those of bitsandbytes, and
-    FutureWarnings of Hugging Face's libraries. Their real problems are exceptions anyway.
+    """Silence, in this process, transformers' progress bars, the log lines of transformers and bitsandbytes below
+    errors, and FutureWarnings of Hugging Face's libraries. Failures still raise exceptions.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # others import it as well, where it is installed
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # other libraries import it too
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(transformers|sentence_transformers|huggingface_hub)(\..*)?"
     )
@@ -296,7 +298,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format called `name`, for the base's weights and activations. Raises UsageError for an unknown name.
 
-    `auto` is bfloat16 if the hardware computes in it, else float32. Whatever is chosen, trained factors, accumulated
+    `auto` is bfloat16 if the hardware computes in it, else float32. In every format, trained factors, accumulated
     gradients, Adam's moments, and the logits of log-likelihoods (without the Llama decoder, only their softmax) are
     float32. TensorFloat-32 stays off for matrix products, which is PyTorch's default.
     """
@@ -339,13 +341,14 @@ def require_quantize(quantize: str, device: torch.device) -> None:
 
 
 def _import_bitsandbytes() -> None:
-    """Import bitsandbytes, if installed, before other libraries do, and keep it from downloading compiled code from the
-    hub.
+    """Import bitsandbytes, if installed, before other libraries do.
+
+    The package `kernels`, with which it would download compiled code from the hub, is hidden during the import.
     """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
     fetching = sys.modules.get("kernels")
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # its import fails now, as where it is not installed
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # now `import kernels` fails
     try:
         importlib.import_module("bitsandbytes")
     finally:
@@ -509,5 +512,5 @@ def _require_finite(name: str, weights: Iterable[tuple[str, Tensor]]) -> None:
     for key, weight in weights:
         if not torch.isfinite(weight.sum(dtype=torch.float32)):
             raise IntegrityFault(
-                f"{name}: {key} holds numbers that are not finite", hint="pull or copy the model again"
+                f"{name}: {key} contains numbers that are not finite", hint="pull or copy the model again"
             )

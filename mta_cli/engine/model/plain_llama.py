@@ -1,7 +1,7 @@
-"""Llama's modules for answers, built without transformers' modelling code, whose import takes seconds.
+"""Llama's modules for decoding and scoring, built without transformers' modelling code, whose import takes seconds.
 
-The modules have the names of transformers' `LlamaForCausalLM`, so that adapters and the decoder find them. They compute
-nothing by themselves: `LlamaDecoder` does.
+The modules have the names of transformers' `LlamaForCausalLM`, so that adapters and the decoder find them. The model
+itself cannot be called: `LlamaDecoder` computes with its modules.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ def read_plain_config(path: Path) -> dict[str, Any] | None:
 
 
 class _Linear(nn.Linear):
-    """A linear layer whose weights come from a file: drawing them first would import half of PyTorch."""
+    """A linear layer whose weights come from a file. PyTorch's random initialisation would import much of PyTorch."""
 
     def reset_parameters(self) -> None:
-        """Leave them as they are."""
+        """Do nothing: the weights are read from a file later."""
 
 
 class _Embedding(nn.Embedding):
     """An embedding whose weights come from a file."""
 
     def reset_parameters(self) -> None:
-        """Leave them as they are."""
+        """Do nothing: the weights are read from a file later."""
 
 
 class _Norm(nn.Module):
-    """The parameters of a root mean square norm."""
+    """A root mean square norm (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class PlainLlama(nn.Module):
 
 
 def load_plain_llama(name: str, path: Path, config: dict[str, Any], dtype: torch.dtype) -> PlainLlama:
-    """The model in folder `path`, its weights mapped from the files where they have the format `dtype`.
+    """The model in folder `path`. Weights that the files store in `dtype` are memory-mapped; others are converted.
 
     Raises IntegrityFault if weights are missing or have another shape.
     """

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, after the library has checked it against the file."""
+"""Reads the header of a safetensors file, after the safetensors library has checked it against the file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class SafetensorsHeader(NamedTuple):
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
-    """The header of a safetensors file. Tensors must fill the rest of the file without gaps.
+    """The header of a safetensors file.
 
-    Raises IntegrityFault, with the file's name, for anything else, and BadInput for a file that cannot be read.
+    Raises IntegrityFault if the header is invalid or the tensors do not fill the rest of the file without gaps,
+    FileNotFoundError if there is no such file, and BadInput if it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -38,7 +39,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
 
 
 def open_to_read(path: Path) -> BufferedReader:
-    """The opened file of a model. Raises BadInput if it exists but cannot be read."""
+    """Opens a model's file to read bytes. Raises FileNotFoundError without the file, BadInput if it is unreadable."""
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -20,17 +20,19 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.text.prompts import TrainingRow
 
 MIN_LABEL_PROBABILITY = 0.01  # labels below this probability are dropped from training and evidence
-# nats: by how much labels may differ in the log-probability that they lose to words that are not labels
+# nats: the largest difference between labels in the log-probability that they lose to other tokens; see `restricted`
 MAX_RESTRICTION_SPREAD = 0.2
 EXCLUDED_LOG_PRIOR = float("-inf")
 
 
 @dataclass(frozen=True)
 class LabelExample:
-    """A row that is learned as a choice among labels, given as `label_tokens`; `target_index` is the correct one.
+    """A row that is learned as a choice among labels.
 
-    `log_prior` of each label is added to `model_weight` times its log-likelihood (nats). A label with −∞ is excluded
-    and not computed. `constrained`: log-likelihoods are normalised over the tokens that labels allow.
+    `label_tokens` has the tokens of each label, and `target_index` is the correct label. A label's score is
+    `model_weight` times its log-likelihood plus its `log_prior` (nats). A label whose `log_prior` is −∞ is excluded and
+    not computed. If `constrained`, each token's log-likelihood is normalised over the tokens that can continue a label
+    there, not over the whole vocabulary.
     """
 
     row: TrainingRow
@@ -50,7 +52,7 @@ class LabelExample:
         text: str,
         time: str | None = None,
     ) -> LabelExample:
-        """The example of an answer to `text`, asked at `time`, with the label prior `prior`."""
+        """The example of the query `text`, asked at `time`. `prior` gives the log-priors and the model's weight."""
         known = tuple(prior(text, time))
         return cls(row, tuple(map(tuple, label_tokens)), target_index, known, prior.model_weight)
 
@@ -69,11 +71,11 @@ class LabelExample:
         )
 
     def restricted(self, logliks: Sequence[float], closed: Sequence[float]) -> LabelExample:
-        """The example scored as if only labels could be answered, which is faster.
+        """The `constrained` form of the example, which is faster, because few logits are computed.
 
-        `closed` are the labels' log-likelihoods so, and `logliks` those among all words. Their differences are added
-        to the prior, so that the sum stays the same. If they differ too much between labels, for example because the
-        model cannot spell them yet, the example is returned unchanged.
+        `logliks` are the labels' log-likelihoods over the whole vocabulary, `closed` their constrained ones. The
+        differences are added to the prior, so that the scores stay the same. If these differences vary too much between
+        labels, for example because the model cannot spell them yet, the example is returned unchanged.
         """
         if self.constrained:
             return self
@@ -108,7 +110,7 @@ def build_prompt_tree(one: TrainingExample) -> PromptTree:
 
 
 def count_loss_terms(one: TrainingExample) -> int:
-    """The number of losses: one for a choice, one for each token of a text."""
+    """The number of losses of an example: 1 for a label example, otherwise one for each answer token."""
     return 1 if isinstance(one, LabelExample) else len(build_prompt_tree(one).completions[0])
 
 
@@ -120,8 +122,10 @@ def example_log_likelihood(one: TrainingExample, logliks: Sequence[float]) -> fl
 
 
 def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [losses] in nats, and the index of each loss's example; `scores` come from a pass over
-    `taught`.
+    """The losses of a pass [losses], negative log-likelihoods in nats, and the example of each loss [losses].
+
+    Examples are given by their index in `taught`. `scores` are the results of the pass over the prompt trees of
+    `taught`, in the same order.
     """
     chosen = [(place, one) for place, one in enumerate(taught) if isinstance(one, LabelExample)]
     if not chosen:

@@ -35,10 +35,10 @@ def completion_log_likelihoods(
     *,
     also: Sequence[Placement] = (),
 ) -> list[list[float]]:
-    """Log-likelihoods (nats, summed over tokens) of every completion, for each (tree number, user number) of `pairs`.
+    """For each (tree index, user index) in `pairs`: the log-likelihood (nats, summed over tokens) of each completion.
 
-    A user is a set of LoRAs above the current base. Prefixes that several users share are computed once, and cached so
-    that LoRAs of placements `also` can use them later. An inactive completion has −∞.
+    A user is a tuple of LoRAs that are added to the current base. Prefixes that several users share are computed once.
+    They are cached in a form that later calls with LoRAs of placements `also` can use. An inactive completion has −∞.
     """
     return backend_of(base).completion_log_likelihoods(trees, users, pairs, also)
 
@@ -49,10 +49,13 @@ def label_scores(
 ) -> list[float]:
     """Log-likelihood (nats) of each label's tokens after the prompt. The prompt runs once for each batch of labels.
 
-    Raises BadInput without labels, for a label without tokens, and if prompt and label exceed the window.
+    Raises BadInput if there are no labels, if a label has no tokens, or if prompt and label exceed the window.
     """
     if not labels or not all(labels):
-        raise BadInput("The labels cannot be scored: there are none, or one of them has no tokens.")
+        raise BadInput(
+            "The labels cannot be scored: there are none, or one has no tokens.",
+            hint="Give at least one label, and no empty one.",
+        )
     longest = max(len(label) for label in labels)
     require_window(base, prompt, longest)
     at_once = max(1, MAX_SCORED_LOGITS // (len(base.tokenizer) * longest))
@@ -62,7 +65,8 @@ def label_scores(
 def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]]) -> list[float | None]:
     """Mean negative log-likelihood (nats) of each user's examples under the user's LoRAs.
 
-    The mean is over answer tokens, or over labels; None for a user without examples. Users share passes.
+    The mean is over losses: one for each answer token, or one for a label example. It is None for a user without
+    examples. Examples of several users run in the same passes.
     """
     examples = [(example, user) for user, (examples_of_user, _) in enumerate(cases) for example in examples_of_user]
     trees = [build_prompt_tree(example) for example, _ in examples]
@@ -80,15 +84,15 @@ def prune_examples(
 ) -> list[list[TrainingExample]]:
     """Each user's examples, reduced so that many passes under similar LoRAs of `placements` are cheap.
 
-    A label example loses its labels of very low probability. If the backend supports constrained trees, the probability
-    of all tokens outside the labels is measured once (see `LabelExample.restricted`), so that later passes need not
-    compute logits of the whole vocabulary.
+    Labels of very low probability are removed from the label examples. If the backend supports constrained trees, the
+    log-probability that labels lose to other tokens is measured once (see `LabelExample.restricted`), so that later
+    passes need not compute logits of the whole vocabulary.
     """
     pruned = [list(examples) for examples, _ in cases]
     places = [(i, n) for i, own in enumerate(pruned) for n, one in enumerate(own) if isinstance(one, LabelExample)]
     if not places:
         return pruned
-    # 1. log-likelihoods of the labels among all tokens, and among the labels' own
+    # 1. each label's log-likelihood, normalised over the whole vocabulary, and over the tokens that continue a label
     trees = [build_prompt_tree(pruned[i][n]) for i, n in places]
     pairs = [(tree, user) for tree, (user, _) in enumerate(places)]
     users = [loras for _, loras in cases]
@@ -97,7 +101,7 @@ def prune_examples(
     if backend_of(base).takes_constrained_trees:
         constrained = [replace(tree, constrained=True) for tree in trees]
         inner = completion_log_likelihoods(base, constrained, users, pairs, also=placements)
-    # 2. each label example in its shorter form
+    # 2. replace each label example by its reduced form
     for k, (i, n) in enumerate(places):
         example = pruned[i][n]
         assert isinstance(example, LabelExample)

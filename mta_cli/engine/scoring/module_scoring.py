@@ -19,16 +19,17 @@ from mta_cli.engine.scoring.token_budget import TokenBudget
 
 
 def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [predicted tokens] of trees with one completion each, and the tree of each token.
+    """Negative log-likelihoods [predicted tokens] in nats, and the index of each predicted token's tree.
 
-    The base's modules run as they are now.
+    Each tree must have exactly one completion, whose tokens are predicted. The base's modules run with their current
+    weights and LoRA layers.
     """
     # 1. tokens, padded on the right  [trees, time]
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(tree.tokens) for tree in trees], batch_first=True)
-    # 2. what is predicted: tree, column and token  [predicted tokens] each
+    # 2. the tokens to predict, each with its tree and the column that predicts it  [predicted tokens]
     targets = [(row, column, token) for row, tree in enumerate(trees) for column, token, _ in tree.prediction_targets()]
     row, column, token_ids = torch.tensor(targets, device=base.device).T
-    # 3. logits at these columns alone  [predicted tokens, vocabulary]
+    # 3. logits at these columns only  [predicted tokens, vocabulary]
     logits = head_logits(base, ids.to(base.device), row, column)
     return torch.nn.functional.cross_entropy(logits.float(), token_ids, reduction="none"), row
 
@@ -39,8 +40,9 @@ def module_log_likelihoods(
     users: Sequence[tuple[LoraWeights, ...]],
     pairs: Sequence[tuple[int, int]],
 ) -> list[list[float]]:
-    """`log_likelihood.completion_log_likelihoods` by the base's own modules: each user's LoRAs are merged in turn, and
-    each completion runs as a separate row.
+    """See `log_likelihood.completion_log_likelihoods`; this version runs the base's own modules.
+
+    Each user's LoRAs are merged into the weights in turn, and each completion runs as a separate row.
     """
     results = [trees[tree].zero_sums() for tree, _ in pairs]
     budget = TokenBudget(base)
@@ -67,11 +69,10 @@ def module_log_likelihoods(
 def module_label_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
-    """`log_likelihood.label_scores` by the base's own modules: the prompt runs once, then labels after copies of its
-    cache, `batch` at once.
+    """See `log_likelihood.label_scores`; this version runs the base's own modules with their current weights.
 
-    A cache with more than keys and values, such as Mamba's states, is not copied: each label runs with the whole
-    prompt.
+    The prompt runs once, then the labels run after copies of its cache, `batch` labels in a pass. A cache that holds
+    other states than keys and values, such as Mamba's, is not copied: then each label runs with the whole prompt.
     """
     prompt_cache = PromptCache()
     # 1. the first token of each label, from the prompt's last state
@@ -92,10 +93,10 @@ def module_label_scores(
 
 
 def _label_tail_scores(base: LoadedBase, prompt_cache: PromptCache, labels: Sequence[Sequence[int]]) -> list[float]:
-    """Log-likelihood of every label from its second token on; `prompt_cache` holds the prompt, and does not change."""
+    """Log-likelihood of each label's tokens after the first. `prompt_cache` holds the prompt and is not changed."""
     width = max(len(label) for label in labels) - 1
-    # 1. labels, padded on the right: no real token attends to padding, so neither a mask nor a pad token is needed
-    #    [labels, 1 + width]
+    # 1. token ids of the labels, padded on the right with 0. Attention is causal, so no label token attends to padding:
+    #    no mask is needed, and the padding may be any token  [labels, 1 + width]
     rows = torch.tensor([list(label) + [0] * (width + 1 - len(label)) for label in labels], device=base.device)
     # 2. one pass after a copy of the cache for each label  [labels, width, vocabulary]
     cache = copy.deepcopy(prompt_cache.cache)

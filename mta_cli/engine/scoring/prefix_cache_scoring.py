@@ -1,9 +1,9 @@
-"""Log-likelihoods of completions under many users' LoRAs; everything that no varying LoRA changes is computed once.
+"""Log-likelihoods of completions under many users' LoRAs; what is the same under all of them is computed once.
 
-Below the first layer of the varying LoRAs, hidden states are the same for all users. If these LoRAs act on late tokens
-only, the keys and values before those are the same too. Both are cached for all users, steps and epochs. This is exact,
-because attention is causal. On a CPU the bits of a cached prefix do not depend on which pass computed it, so a resumed
-job gives the same result as an uninterrupted one.
+Below the first layer of the users' LoRAs, hidden states are the same for all users. If these LoRAs act on late tokens
+only, the keys and values of earlier tokens are the same too. Both are cached for all users, steps and epochs. This is
+exact, because attention is causal. On a CPU the bits of a cached prefix do not depend on which pass computed it, so a
+resumed job gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TokenLogLikelihoods:
 
 
 class _PrefixKeyValues:
-    """Cached keys and values before each row's offset, padded on the right; `update_kv` appends those of the pass."""
+    """Cached keys and values before each row's offset, padded on the right. `update_kv` appends the new ones."""
 
     def __init__(self, first_layer: int, prefix_kv: Tensor) -> None:
         self._first_layer, self._prefix_kv = first_layer, prefix_kv  # [layers, 2, rows, kv heads, longest, head width]
@@ -63,10 +63,13 @@ class _KeyValueRecorder:
 class PrefixCacheScorer:
     """Runs prompt trees repeatedly under LoRAs of one `placement`.
 
-    `frozen_loras` always act; tree `i` has the ones of user `tree_users[i]`. Prefixes that depend only on the base are
-    cached with the base, for all scorers; prefixes that depend on `frozen_loras` are cached here. Prefixes beyond
-    `cache_bytes` bytes (None: the base's limit) are computed again for each pass. A scorer is valid until the base's
-    weights change: make a new one after a merge.
+    `frozen_loras` act in every pass; tree `i` has the frozen LoRAs of user `tree_users[i]`.
+
+    Prefixes that depend only on the base are cached with the base, for all scorers; prefixes that depend on
+    `frozen_loras` are cached here. If all prefixes together need more than `cache_bytes` bytes (None: the base's
+    limit), none is added to a cache, and each pass computes its prefixes again.
+
+    A scorer is valid until the base's weights change: make a new one after a merge.
     """
 
     def __init__(
@@ -100,10 +103,10 @@ class PrefixCacheScorer:
         users: Sequence[int] = (),
         also: Sequence[BatchedLora] = (),
     ) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees number `chosen`, one row each, under `factors` and the `user_loras` of `users`.
+        """Log-likelihoods of the trees with indices `chosen`, one row each.
 
-        `users` has one user per row. Differentiable in `factors`. `also` are further LoRAs of the pass. All of them
-        must act inside the placement.
+        The trees run under `factors`, the `user_loras` of each row's user in `users`, and the LoRAs `also`, which must
+        all act inside the placement. Differentiable in `factors`.
         """
         trees = [self.trees[i] for i in chosen]
         # 1. states below the lowest adapted layer, from the cache, padded on the right  [rows, time, width]
@@ -204,7 +207,7 @@ class PrefixCacheScorer:
         return torch.stack(recorder.recorded)
 
     def tokens_per_pass(self, tree: int) -> int:
-        """How many tokens of tree number `tree` run in each pass."""
+        """The number of tokens of the tree with index `tree` that run in each pass."""
         return self.trees[tree].length - self._first_varying_token(self.trees[tree])
 
     def _first_varying_token(self, tree: PromptTree) -> int:
@@ -228,8 +231,8 @@ class PrefixCacheScorer:
         rows = list(zip(trees, offsets, strict=True))
         positions = _pad_rows([tree.positions[offset:] for tree, offset in rows], device, time=time)
         segments = _pad_rows([tree.segment_ids[offset:] for tree, offset in rows], device, PADDING_SEGMENT, time)
-        # 2. a token attends to the prompt and to its own completion up to itself; padding attends to padding  [rows,
-        #    time, time]
+        # 2. a token attends to the prompt and to its own completion up to itself; padding attends to padding, because a
+        #    row of −∞ would make its softmax NaN  [rows, time, time]
         query, key = segments[:, :, None], segments[:, None, :]
         visible = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
         visible &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
@@ -299,7 +302,7 @@ def pack_users_rows(lengths: Sequence[int], owners: Sequence[int], budget: int) 
     for i, owner in enumerate(owners):
         rows.setdefault(owner, []).append(i)
     by_owner: list[list[int]] = []
-    rows_per_owner = 0  # in the last batch: blocks of a batch have equally many rows
+    rows_per_owner = 0  # of the last batch, in which every owner must have equally many rows
     for own in sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own))):
         longest = max(lengths[i] for i in own)
         if len(own) * longest > budget:

@@ -16,8 +16,9 @@ PROMPT_SEGMENT = -1  # the segment of the prompt's tokens; a completion's segmen
 class PromptTree:
     """A prompt and alternative completions of it.
 
-    `active_indices`: only these completions run; they keep their indices. `constrained`: one of the completions is
-    assumed to follow, so each token is normalised only over the next tokens of completions with the same beginning.
+    Only the completions `active_indices` run (None: all); they keep their indices. If `constrained`, no other text can
+    follow the prompt: a token's probability is normalised over the tokens with which the completions that begin in the
+    same way continue, not over the vocabulary.
     """
 
     prompt: tuple[int, ...]
@@ -27,7 +28,7 @@ class PromptTree:
 
     @classmethod
     def from_row(cls, row: TrainingRow) -> PromptTree:
-        """A training row: one prompt, one answer."""
+        """The tree of a training row, with the answer as its only completion."""
         start = max(row.answer_start, 1)
         return cls(row.input_ids[:start], (row.input_ids[start:],))
 
@@ -61,7 +62,7 @@ class PromptTree:
 
     @property
     def length(self) -> int:
-        """How many tokens run."""
+        """The number of tokens that run."""
         return len(self.prompt) + sum(len(completion) - 1 for _, completion in self.active_completions)
 
     @property
@@ -73,7 +74,7 @@ class PromptTree:
 
     @property
     def segment_ids(self) -> list[int]:
-        """The completion of each token that runs, or `PROMPT_SEGMENT`."""
+        """The index of the completion that each running token belongs to, or `PROMPT_SEGMENT`."""
         inner = [i for i, completion in self.active_completions for _ in completion[:-1]]
         return [PROMPT_SEGMENT] * len(self.prompt) + inner
 

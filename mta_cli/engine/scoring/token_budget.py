@@ -28,7 +28,8 @@ class TokenBudget:
     ) -> None:
         """Do `work` on each batch, the last one first; a batch that does not fit into memory is split in halves.
 
-        A single item that does not fit is done by `work_in_less`. Raises BadInput if that fails too or is missing.
+        A single item that does not fit is given to `work_in_less`, which needs less memory. Raises BadInput if that
+        runs out of memory too, or is not given.
         """
         waiting = list(batches)
         while waiting:
@@ -53,7 +54,7 @@ class TokenBudget:
 
     @staticmethod
     def _fits(work: Callable[[list[T]], None], batch: list[T]) -> bool:
-        """Do `work`; False if memory runs out."""
+        """Do `work`; returns False if memory runs out."""
         try:
             work(batch)
         except (RuntimeError, MemoryError) as error:

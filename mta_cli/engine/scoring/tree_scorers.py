@@ -28,8 +28,8 @@ FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 class LlamaTreeScorer:
     """Scores trees with the Llama decoder.
 
-    `mixes_users`: rows of several users may share a pass. `can_recompute`: a backward pass may compute layers again.
-    Factors are in `dtype`.
+    `mixes_users`: whether rows of several users may share a pass. `can_recompute`: whether the backward pass can
+    compute layers again to save memory. `dtype` is the number format of the factors in a pass.
     """
 
     mixes_users = can_recompute = True
@@ -49,13 +49,13 @@ class LlamaTreeScorer:
         self._scorer = PrefixCacheScorer(decoder, trees, placement, frozen_loras=frozen, tree_users=tree_users)
 
     def tokens_per_pass(self, row: int) -> int:
-        """How many tokens of tree number `row` run in each pass."""
+        """The number of tokens of the tree with index `row` that run in each pass."""
         return self._scorer.tokens_per_pass(row)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees `chosen`, one row each.
+        """Log-likelihoods of the trees with indices `chosen`, one row each.
 
-        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
+        `factors` has, by module path, `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; see `owner_blocks`.
         """
         self._module_slices = self._module_slices or module_slices(self._decoder, list(factors))
         return self._scorer.score_trees(chosen, fuse_factors(self._module_slices, factors))
@@ -88,7 +88,7 @@ class ModuleTreeScorer:
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         """See `LlamaTreeScorer`."""
         frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
-        # 1. each completion as a row of its own, with the place of its tree in `chosen`
+        # 1. each completion as a separate row, with the place of its tree in `chosen`
         rows = [
             (place, completion, tree)
             for place, i in enumerate(chosen)
@@ -102,7 +102,7 @@ class ModuleTreeScorer:
         return TokenLogLikelihoods(-losses, tree_row, [rows[n][1] for n in row.tolist()])
 
     def recomputing_layers(self, recomputes: bool) -> AbstractContextManager[None]:
-        """Nothing is computed again."""
+        """Do nothing: the modules cannot compute layers again."""
         return nullcontext()
 
 
@@ -127,9 +127,9 @@ def _concat_factors(
 
 
 def plan_batches(scorer: TreeScorer, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
-    """Divides `rows`, numbers of trees of users `owners`, into passes of at most `tokens` tokens, padding counted.
+    """Divides trees into passes of at most `tokens` tokens, padding counted; returns indices into `rows` for each pass.
 
-    Returns the indices into `rows` of each pass.
+    `rows` are indices of trees, and `owners` their users.
     """
     lengths = [scorer.tokens_per_pass(row) for row in rows]
     if scorer.mixes_users:

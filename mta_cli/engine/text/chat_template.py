@@ -1,7 +1,7 @@
-"""A base's chat template, rendered in transformers' sandbox around placeholders.
+"""Renders a base's chat template in transformers' sandbox, with placeholders in place of the messages.
 
-A template is code that comes with a model. The sandbox keeps it from Python's attributes, but does not limit its time
-and memory. It never gets a user's text, which replaces the placeholders afterwards.
+A template is code that comes with a model. The sandbox denies it access to Python's internals, but does not limit its
+time and memory. The template never receives a user's text: the placeholders are replaced after rendering.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ _FAILED = ("The chat template of this base cannot be used", "Use a base with a w
 
 @dataclass(frozen=True)
 class ChatLayout:
-    """A rendered conversation: `texts` are the template's own texts, `message_indices` the messages between them."""
+    """A rendered conversation with a slot for each message.
+
+    `texts` are the template's own texts. Message `message_indices[i]` goes between `texts[i]` and `texts[i + 1]`.
+    """
 
     texts: tuple[str, ...]
     message_indices: tuple[int, ...]
 
     def fill_messages(self, contents: Sequence[str]) -> str:
-        """The conversation as one text."""
+        """The conversation as one text, with `contents[i]` in the slot of message `i`."""
         pieces = [self.texts[0]]
         for slot, text in zip(self.message_indices, self.texts[1:], strict=True):
             pieces += (contents[slot], text)
@@ -80,7 +83,7 @@ def load_chat_template(tokenizer: Any) -> ChatTemplate | None:
     with load_errors_as_bad_input(*_FAILED):
         source = tokenizer.get_chat_template()
         if not isinstance(source, str):
-            raise TypeError("it is not a text")
+            raise TypeError("the tokenizer's chat template is not a string")
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatTemplate(source, names)
 

@@ -1,7 +1,7 @@
-"""Token ids of prompts, through the base's own chat template, and of answers.
+"""Builds the token ids of prompts, with the base's own chat template, and of answers.
 
-A user's text is always plain text: a "<|im_end|>" typed into a message does not end the turn. Knows neither the
-registry, retrieval nor tensors.
+A user's text is always encoded as plain text: a "<|im_end|>" typed into a message does not end the turn. This module
+uses no store, no retrieval and no tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mta_cli.engine.text.tokenizer import TEXT_CACHE_SIZE, PromptTokenizer
 from mta_cli.errors import BadInput
 
 Roles = tuple[str, ...]
-KEPT_LAYOUTS = 256  # cached layouts by order of roles; bounded, because clients of a server choose the roles
+KEPT_LAYOUTS = 256  # cached layouts, one per sequence of roles; bounded, because a server's clients choose the roles
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class TrainingRow:
 class PromptBuilder:
     """Prompts and answers of one task for one tokenizer. `end_ids` are the tokens that end the base's answers.
 
-    `window` is the base's context length. If a question and the longest answer exceed it, the question shows fewer
-    history items, the least similar dropped first, and then less of its text.
+    `window` is the base's context length. If a prompt and the longest answer would exceed it, history items are dropped
+    from the prompt, starting with the last (the least similar); if that is not enough, the query's text is cut.
 
-    The tokenizer must not change, because constant parts are cached.
+    The tokenizer must not change afterwards, because encoded texts are cached.
     """
 
     def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int], window: int | None = None) -> None:
         self.tokenizer, self.task = tokenizer, task
-        # the limit for a question's prompt
+        # the most tokens of a prompt that leave room for the longest answer
         self._most_tokens = math.inf if window is None else window - task.answer_tokens - 1
         self._template = load_chat_template(tokenizer)
         self._layout = lru_cache(KEPT_LAYOUTS)(self._layout_uncached)
@@ -66,7 +66,7 @@ class PromptBuilder:
         return self._encode_question(self.task.fill_prompt, text, history)
 
     def training_row(self, text: str, output: str, history: Sequence[HistoryExample] = ()) -> TrainingRow:
-        """The training row of a history item."""
+        """The training row of the history item with input `text` and answer `output`; its prompt shows `history`."""
         prompt = self._encode_question(self.task.fill_learning_prompt, text, history)
         return TrainingRow((*prompt, *self._answer(output)), len(prompt))
 
@@ -81,11 +81,11 @@ class PromptBuilder:
     def chat_ids(
         self, messages: Sequence[dict[str, str]], histories: Sequence[Sequence[HistoryExample]] = ()
     ) -> list[int]:
-        """Token ids of a conversation that the assistant is to continue.
+        """Token ids of a conversation that ends where the assistant's next answer begins.
 
-        `histories` are the history items to show before each message of the user, in their order; messages for which
-        there are none are shown alone. Messages are taken as they were typed, whatever the task's budgets. Raises
-        BadInput where the template refuses the order of the roles.
+        `histories[n]` are the history items to show before the user's message number `n`, counted from 0; a missing
+        entry counts as empty. Messages are not cut to the task's token budgets. Raises BadInput if the template refuses
+        the order of the roles.
         """
         roles, contents = tuple(message["role"] for message in messages), [message["content"] for message in messages]
         asked = [place for place, role in enumerate(roles) if role == "user"]
@@ -95,7 +95,7 @@ class PromptBuilder:
         return self._encode(roles, contents)
 
     def messages(self, words: str, history: Sequence[HistoryExample] = ()) -> list[dict[str, str]]:
-        """The messages that ask `words` after showing `history`, in the form in which chat templates take them.
+        """The chat messages, each with `role` and `content`, that ask `words` after showing `history`.
 
         A system message comes first if the base's template takes one; otherwise its text is put before `words`.
         """
@@ -117,8 +117,8 @@ class PromptBuilder:
     def render_item(self, example: HistoryExample) -> str:
         """A history item as prompts show it, with at most the task's `item_tokens` for input and output together.
 
-        A long output may take three quarters of them, because the user's answer is more informative than the question.
-        A label is shown whole.
+        If both are long, the output gets three quarters of these tokens, because the user's answer is more informative
+        than the question. A label is never cut.
         """
         words, budget = self._words, self.task.item_tokens
         least = min(budget // 4, len(words.encode_user_text(words.truncate_text(example.input, budget))))
@@ -160,7 +160,9 @@ class PromptBuilder:
         return "\n\n".join((*block, words))
 
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
-        """Encodes in one pass, as in the base's training; in pieces if a user's text contains a control token."""
+        """Encodes the whole conversation in one pass, as the base was trained. If that finds control tokens besides the
+        template's own, a message contains one; then every message is encoded separately, as plain text.
+        """
         layout, controls = self._layout(roles)
         ids = self._words.encode_template(layout.fill_messages(contents))
         if self._words.count_control_tokens(ids) != controls:
@@ -205,7 +207,8 @@ class PromptBuilder:
         """
         if not end_ids:
             raise BadInput(
-                "The base names no token that ends an answer.", hint="Use a base whose tokenizer has an end token."
+                "The base names no token that ends an answer.",
+                hint="Set eos_token_id in the base's generation_config.json, or use a base that has an end token.",
             )
         if self._template is None:
             return end_ids[0]

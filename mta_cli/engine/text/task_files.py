@@ -1,5 +1,6 @@
-"""Task files: reads a task from TOML, reporting all faults at once, and writes it. Knows no paths and no built-in
-tasks.
+"""Reads a task from TOML text, reporting all faults at once, and writes it back as TOML.
+
+It opens no files and does not use the built-in tasks.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ TEXT_LIMIT = 10_000  # characters in any one text of a task
 LABEL_LIMIT = 1_000
 TOKEN_LIMIT = 100_000
 PATTERN_LIMIT = 1_000  # characters of a regular expression
-REPEAT_LIMIT = 1_000  # product of its counted repetitions, which compiling expands
-MAX_TASK_FILE_CHARACTERS = 1_000_000  # characters
+REPEAT_LIMIT = 1_000  # product of its repetition counts, such as {9}, which are written out when it is compiled
+MAX_TASK_FILE_CHARACTERS = 1_000_000
 
 TASK_KEYS = tuple(spec.name for spec in fields(Task))
 _BUDGETS = ("query_tokens", "item_tokens", "answer_tokens")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-ValueCheck = Callable[[Any], str | None]  # returns the fault of a value, or None
+ValueCheck = Callable[[Any], str | None]  # returns what is wrong with a value, or None
 
 
 def parse_task(text: str, origin: str) -> Task:
-    """The task in a TOML text. `origin` names the text in messages. Raises BadInput with every fault."""
+    """The task in a TOML text. `origin` names the text in error messages. Raises BadInput, which lists all faults."""
     if len(text) > MAX_TASK_FILE_CHARACTERS:
         raise BadInput(f"{origin} has {len(text):,} characters; a task file has at most {MAX_TASK_FILE_CHARACTERS:,}")
     try:
@@ -85,8 +86,8 @@ def _key_faults(table: dict[str, Any]) -> list[str]:
 
 
 def _fill_defaults(table: dict[str, Any]) -> dict[str, Any]:
-    """A copy with missing values derived (the kind from the labels; the metric and a score's labels from the kind), and
-    single names of fields as lists.
+    """A copy in which missing values are filled in: the kind from the labels; the metric and a score's labels from the
+    kind. A single field name becomes a list.
     """
     table = {"kind": "label" if table.get("labels") else "text", "description": "", **table}
     if table["kind"] == "score":
@@ -103,7 +104,7 @@ def _contradictions(table: dict[str, Any]) -> list[str]:
     kind, labels, faults = table["kind"], table.get("labels", ()), []
     if table["metric"] != METRIC_BY_KIND[kind]:
         faults.append(
-            f"metric {table['metric']} does not measure kind {kind}; leave it out, or say {METRIC_BY_KIND[kind]}"
+            f"metric {table['metric']} does not measure kind {kind}; leave metric out, or use {METRIC_BY_KIND[kind]}"
         )
     if kind == "label" and len(labels) < 2:
         faults.append("kind label needs labels: two or more")
@@ -167,7 +168,7 @@ def _check_labels(value: Any) -> str | None:
 def _check_fields(value: Any) -> str | None:
     names = [value] if isinstance(value, str) else value
     fine = isinstance(names, list) and 1 <= len(names) <= 16 and all(isinstance(name, str) and name for name in names)
-    return None if fine else "is neither a field's name nor a list of them"
+    return None if fine else "is neither a field's name nor a list of 1 to 16 such names"
 
 
 def _check_pattern(value: Any) -> str | None:

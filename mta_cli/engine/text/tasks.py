@@ -1,8 +1,8 @@
-"""Tasks, which define the prompt of an item and the score of an answer; and the built-in tasks.
+"""Tasks: how items become prompts and how answers are measured. Also the built-in tasks.
 
-The built-in tasks are LaMP's (arXiv 2304.11406). LaMP's questions repeat a long instruction. `Task.strip_instruction`
-removes it, and the prompt gives a short one instead, because every token of a prompt costs training time. See `prompts`
-for token ids and `task_files` for TOML.
+The built-in tasks are `free` and LaMP's (arXiv 2304.11406). Every LaMP question repeats a long instruction.
+`Task.strip_instruction` removes it, and the prompt gives a short one instead, because every token of a prompt costs
+training time. See `prompts` for token ids and `task_files` for TOML.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ PATTERN_TIMEOUT_SECONDS = 1.0  # CPU seconds; a reasonable pattern takes microse
 
 @dataclass(frozen=True)
 class Task:
-    """The prompt and the metric of one kind of items.
+    """How the items of one task are shown to a model, and how its answers are measured.
 
-    `prompt` holds `{input}`; `item`, a line of history, holds `{output}` and mostly `{input}`. Both are filled by plain
-    replacement. `learning_prompt` replaces `prompt` for history items if these ask something else than queries.
-    `input_field` and `output_field` are keys of a history entry in LaMP's files; several are joined by line breaks.
-    `question_pattern` is a regular expression; its groups named `input…` are kept of a raw question. `query_tokens`
-    bounds a query, `item_tokens` a shown item (input and output together), `answer_tokens` an answer. `system` is the
-    system message: "" means the shortest that the base's template allows, `{default}` the template's own.
+    - `prompt` asks a query and contains `{input}`. `learning_prompt` replaces it for history items in training, if they
+      ask something else than queries do.
+    - `item` shows a history item in a prompt; it contains `{output}` and usually `{input}`. `history_header` precedes
+      the shown items.
+    - `system` is the system message: "" means the shortest that the base's template allows, `{default}` the template's
+      own.
+    - `input_field` and `output_field` are keys of a history entry in LaMP's files; the texts of several keys are joined
+      by line breaks.
+    - `question_pattern` is a regular expression for raw questions: only the text of its groups named `input…` is kept.
+    - `query_tokens` is the most tokens of a query, `item_tokens` of a shown item (input and output together),
+      `answer_tokens` of an answer.
     """
 
     name: str
@@ -53,7 +58,7 @@ class Task:
     answer_tokens: int = 64
 
     def strip_instruction(self, raw: str) -> str:
-        """A raw question without its instruction; `raw` unchanged if the pattern does not match.
+        """A raw question without its instruction; `raw` unchanged if there is no pattern or it does not match.
 
         Raises BadInput if matching times out.
         """
@@ -78,13 +83,13 @@ class Task:
         return self.prompt.replace(INPUT_PLACEHOLDER, text)
 
     def fill_learning_prompt(self, text: str) -> str:
-        """The prompt under which a history item's output is learnt."""
+        """The training prompt of a history item with input `text`: `learning_prompt`, or `prompt` if there is none."""
         return (self.learning_prompt if self.learning_prompt is not None else self.prompt).replace(
             INPUT_PLACEHOLDER, text
         )
 
     def fill_item(self, text: str, answer: str) -> str:
-        """One history item as a prompt shows it. A user's text is never filled in a second time."""
+        """A history item as a prompt shows it. Placeholders inside `text` and `answer` stay as they are."""
         parts = re.split(r"(\{input\}|\{output\})", self.item)
         return "".join({INPUT_PLACEHOLDER: text, OUTPUT_PLACEHOLDER: answer}.get(part, part) for part in parts)
 

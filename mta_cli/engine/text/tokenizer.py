@@ -15,11 +15,14 @@ from typing import Any
 from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
 
 TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
-MAX_CHARACTERS_PER_TOKEN = 48  # text beyond this many characters per token of a budget is not even tokenised
+MAX_CHARACTERS_PER_TOKEN = 48  # a text is cut to this length per token of its budget before tokenising
 
 
 class PromptTokenizer:
-    """Token ids of texts. `template` is a chat template's own text; added tokens in it are control tokens."""
+    """Encodes texts with a base's tokenizer.
+
+    Control tokens are the special tokens, and the added tokens that occur in `template`, a chat template's own texts.
+    """
 
     def __init__(self, tokenizer: Any, template: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
@@ -41,7 +44,7 @@ class PromptTokenizer:
         ids = self._ids(text, split=True)
         if self.controls.isdisjoint(ids):
             return ids
-        # the tokenizer found a control token: split each after its first character and encode the parts separately
+        # the tokenizer found a control token: split its name after the first character, and encode the parts separately
         matches = self._control_pattern.finditer(text)
         cuts = [0, *(cut for typed in matches for cut in (typed.start(), typed.start() + 1, typed.end())), len(text)]
         parts = [text[start:end] for start, end in pairwise(cuts)]
@@ -53,9 +56,9 @@ class PromptTokenizer:
         return sum(token in self.controls for token in ids)
 
     def encode_exactly(self, text: str) -> list[int]:
-        """Ids that decode to exactly `text`, where the tokenizer can spell it.
+        """Ids that decode to exactly `text`, if the tokenizer has such ids; otherwise those of `encode_user_text`.
 
-        Some tokenizers drop a leading space, because they read it as the mark of a word; they are given one more.
+        Some tokenizers drop a leading space, because they take it for a word boundary. For them, one more is added.
         """
         first = self.encode_user_text(text)
         if self.decode_ids(first) == text:
@@ -100,7 +103,7 @@ class PromptTokenizer:
     def _ids(self, text: str, *, split: bool) -> list[int]:
         if not text:
             return []
-        with load_errors_as_bad_input("The tokenizer of this base failed", "Use a base with a sound tokenizer."):
+        with load_errors_as_bad_input("The tokenizer of this base failed", "Check the base's tokenizer files."):
             return list(
                 self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split, verbose=False)
             )
