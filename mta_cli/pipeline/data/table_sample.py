@@ -102,7 +102,10 @@ def detect_format(source: ImportSource) -> str | None:
 
 
 def read_table_sample(source: ImportSource) -> TableSample | None:
-    """The first rows of the source's first file; None if it has no columns. Raises the errors of an import."""
+    """The first rows of the source's first file of a known format; None if that is not a table.
+
+    Raises the errors of an import.
+    """
     if source.is_repository:
         return None
     for path in source.files():
