@@ -1,7 +1,7 @@
 """The job behind `mta doctor`: checks everything that a run depends on, one check after the other.
 
 Each check is a function that returns its finding; an exception counts as a fault. Nothing is changed, except that
-files of killed commands are removed.
+temporary files that killed commands left are removed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _check_packages() -> Finding:
             continue
         found.append(f"{one.name} {version}")
         if not one.specifier.contains(version, prereleases=True):
-            faults.append(f"{one.name} {version} is not {one.specifier}")
+            faults.append(f"{one.name} {version} is installed, but mta needs {one.specifier}")
     return not faults, "; ".join([*faults, ", ".join(found)])
 
 
@@ -237,4 +237,4 @@ def _check_cluster(address: str) -> Finding:
 def summary(result: dict[str, Any]) -> str:
     """A one-line summary: `all is well`, or the names of the failed checks."""
     failed = [check["name"] for check in result["checks"] if not check["ok"]]
-    return f"{', '.join(failed)}: not as it should be" if failed else "all is well"
+    return f"failed checks: {', '.join(failed)}" if failed else "all is well"

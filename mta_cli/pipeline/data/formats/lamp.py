@@ -1,7 +1,6 @@
 """LaMP's format: questions `[{id, user_id?, input, profile}]` and outputs `{task, golds: [{id, output}]}`.
 
 Without `user_id`, a question's id is its user. A user's profile is repeated in each of their questions and read once.
-Knows no store.
 """
 
 from __future__ import annotations
