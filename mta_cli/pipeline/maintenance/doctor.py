@@ -164,7 +164,9 @@ def _check_disk(what: DoctorRequest) -> Finding:
     free = {name: _free_disk_bytes(path) for name, path in (("store", what.store), ("models", models_dir()))}
     detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
     low = [name for name, size in free.items() if size < MIN_FREE_BYTES]
-    return not low, detail + (f"; too little space for {' and '.join(low)}" if low else "")
+    return not low, detail + (
+        f"; too little space for {' and '.join(low)}: {MIN_FREE_BYTES / 1e9:.0f} GB are needed" if low else ""
+    )
 
 
 def _free_disk_bytes(path: Path) -> int:
@@ -229,7 +231,9 @@ def _check_cluster(address: str) -> Finding:
         if isinstance(found, str):
             faults.append(f"{node} cannot run mta: {found}")
         else:
-            faults += [f"{node} has {name} {found[name]}" for name in ours if found[name] != ours[name]]
+            faults += [
+                f"{node} has {name} {found[name]}, not {ours[name]}" for name in ours if found[name] != ours[name]
+            ]
     versions = ", ".join(f"{name} {version}" for name, version in ours.items())
     return not faults, "; ".join([*faults, f"{len(nodes)} nodes; here {versions}"])
 
