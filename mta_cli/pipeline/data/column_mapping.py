@@ -14,16 +14,16 @@ from mta_cli.pipeline.data.column_template import ColumnTemplate
 REQUIRED_PARTS = ("user", "input", "output")
 """The required parts of a record; time and id are optional."""
 FILE_COLUMN = "file"
-"""The name in a template that stands for the file's name without its ending, if no column has this name."""
+"""`{file}` in a template is the file's name without its ending, unless the table has a column with this name."""
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
     """The column, or the template with `{column}`, of each part of a record.
 
-    None means the column with the part's own name; an empty `time` or `id` means no column, and the user's column is
-    never the id. Column names match exactly or else ignoring case. Without any mapping, a column `task` names each
-    row's task.
+    None means the column with the part's own name; an empty `time` or `id` means no column. A column `id` that is
+    mapped to the user is not also read as the id. Column names match exactly or else ignoring case. Without any
+    mapping, a column `task` names each row's task.
     """
 
     user: str | None = None
@@ -56,7 +56,7 @@ class ColumnMapping:
         )
 
     def merged_over(self, other: ColumnMapping) -> ColumnMapping:
-        """This mapping, with the parts of `other` that it does not map."""
+        """A copy of this mapping, in which the parts that it does not map are mapped as in `other`."""
         return replace(other, **{name: text for name, text in self._given.items() if text is not None})
 
     def missing_parts(self, columns: Sequence[str], *, one_user: bool = False) -> list[str]:
@@ -83,18 +83,18 @@ class ColumnMapping:
 
     @cached_property
     def read_columns(self) -> frozenset[str]:
-        """The columns that are read, in folded case."""
+        """The names of the columns that are read, in folded case."""
         named = {column for template in self.templates.values() for column in template.columns}
         named |= self._parts_by_own_name
         return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
 
     def flags(self) -> dict[str, str]:
-        """The command-line flags for this mapping, by part."""
+        """The value of the command-line flag of each mapped part, by part."""
         return {name: text for name, text in self._given.items() if text is not None}
 
 
 def find_column(name: str, columns: Iterable[str]) -> str | None:
-    """The column with this name: an exact match, else one ignoring case."""
+    """The column with this name: an exact match, else one ignoring case; None if there is none."""
     if isinstance(columns, Mapping) and name in columns:  # the usual case, called for every cell of a file
         return name
     there = list(columns)

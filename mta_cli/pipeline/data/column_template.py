@@ -1,7 +1,4 @@
-"""Templates with `{column}`, filled from a row. An empty cell removes its brackets and the words before it.
-
-Knows no files and no records.
-"""
+"""Templates with `{column}`, filled from a row. An empty cell removes its brackets and the words before it."""
 
 from __future__ import annotations
 
@@ -43,7 +40,10 @@ class ColumnTemplate:
 
     @classmethod
     def parse(cls, text: str) -> ColumnTemplate:
-        """The template of a text with `{column}`; a text without braces names a column. Raises UsageError."""
+        """Parse a template with `{column}`; a text without braces is the name of one column.
+
+        Raises UsageError if braces do not contain the name of one column.
+        """
         if "{" not in text and "}" not in text:
             return cls((_Cell(text.strip()),))
         rest = _TOKEN.sub(lambda found: "" if found[1] and found[1].strip() else found[0], text)

@@ -1,4 +1,4 @@
-"""Warnings about similar names, which differ only in case, Unicode form or spaces. Knows no store."""
+"""Warnings about similar names, which differ only in case, Unicode form or spaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ MAX_LISTED_GROUPS = 10
 
 
 def confusable_name_warnings(names: Collection[str], stored: Iterable[str]) -> list[str]:
-    """A warning for each group of similar names among a file's `names` and the `stored` ones."""
+    """A warning for each group of similar names that contains one of a file's `names`; `stored` are the store's names.
+
+    After `MAX_LISTED_GROUPS` warnings, one more line counts the other groups.
+    """
     first: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
     for name in itertools.chain(names, stored):

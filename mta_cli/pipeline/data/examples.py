@@ -1,6 +1,6 @@
 """Builds token rows from stored items: retrieves the history items of a prompt and fills the prompt.
 
-An item's own prompt shows neither the item nor later ones.
+The prompt of an item shows neither the item itself nor later items.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def history_mix(history_items: int) -> tuple[int, ...]:
 
 
 class PromptRowBuilder:
-    """Builds the token rows of one task for one base. `among` maps a user's id to the items that prompts may show.
+    """Builds the token rows of one task for one base.
 
-    With `until`, the training row of an item without a time shows no item after that time.
+    `among` maps a user's id to the ids of the items that prompts may show; prompts of other users may show all their
+    items. With `until` (a time), the training row of an item without a time shows no item later than `until`.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class PromptRowBuilder:
         return [row for count in history_mix(self.history_items) for row in self.training_rows(items, mix=(count,))]
 
     def query_prompt(self, query: Query) -> list[int]:
-        """The prompt of a held-out query, with history from before it."""
+        """The token ids of a held-out query's prompt, which shows no history items known to be later than the query."""
         shown = self.retrieve_history(query.user_id, query.input, self.history_items, before=(query.time, MAX_ITEM_ID))
         return self.prompter.prompt_ids(query.input, shown)
 

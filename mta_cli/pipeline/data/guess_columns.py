@@ -87,7 +87,7 @@ MAX_SCORES = 21
 """The most scores of a scale: 0 to 20, or 0 to 10 in halves."""
 _INPUT_COLUMNS = 4
 _MAX_MISSING_SHARE = 0.05  # the largest share of outputs that may be codes for a missing score
-_MIN_SHARE = 0.9  # the smallest share of dates, or numbers, in a column that is taken for one of these
+_MIN_SHARE = 0.9  # a column counts as dates (or as numbers) if at least this share of its cells are
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -289,7 +289,7 @@ def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
 
 
 def _steps(first: float) -> Iterator[float]:
-    """Candidate steps of a scale: `first`, then those of 0.01, 0.02, 0.05, 0.1, … that are larger, ascending."""
+    """Candidate steps of a scale: `first`, then the larger numbers of the series 0.01, 0.02, 0.05, 0.1, …"""
     yield first
     for power in itertools.count(-2):
         yield from (width * 10.0**power for width in (1, 2, 5) if width * 10.0**power > first)

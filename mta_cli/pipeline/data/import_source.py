@@ -33,11 +33,12 @@ NO_COLUMN = "-"
 class ImportSource:
     """A file, a folder or zip archive of files, or a git repository, and how it is read.
 
-    `format` None means detection by content. `user` is the user of rows without one, `task` the task of records without
-    one. `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time` says
-    that the time column in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times
-    are unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
-    multiples of it, and outputs outside `scale` are left out. `commits` selects the commits of a repository.
+    `format` None means detection by content. `user` is the user of rows that name no user, `task` the task of records
+    that name no task. `also_me` are further names of `user`: addresses in mail, senders in messengers' files.
+    `guessed_time` says that the time column in `columns` is a guess. `hold_out` items of each user become queries,
+    drawn by `seed` if times are unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's
+    outputs are rounded to multiples of it, and outputs outside `scale` are left out. `commits` selects the commits of
+    a repository.
     """
 
     format: str | None
@@ -181,7 +182,10 @@ class ImportSource:
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
         if others and kind != "messenger":
             several = "is a second name, which only mail and messengers' files can have"
-            raise UsageError((Flag("me", others[0]), " is not an address" if kind == "mail" else f" {several}"))
+            if kind == "mail":
+                hint = ("in mail, every ", Flag("me"), " after the first must be a mail address")
+                raise UsageError((Flag("me", others[0]), " is not an address"), hint=hint)
+            raise UsageError((Flag("me", others[0]), f" {several}"), hint=("give one name with ", Flag("me")))
 
     def _require_preset_consistent(self) -> None:
         preset = self.known_preset
@@ -200,7 +204,8 @@ class ImportSource:
     def files(self) -> Sequence[Path | ArchivedFile]:
         """The files to read: the file itself, or the visible files of a folder, an archive or a Slack export.
 
-        Raises `BadInput` for an empty folder.
+        Raises `BadInput` for a folder without files, `NotFound` if a preset's file is missing, UsageError if `outputs`
+        is given for a folder, and the errors of `text_files` for an archive.
         """
         if (preset := self.known_preset) is not None:
             return [preset.find_file(self.path)]
@@ -218,5 +223,8 @@ class ImportSource:
         except OSError as error:
             raise BadInput(f"{format_value(str(self.path), 200)} cannot be read: {system_reason(error)}") from error
         if not inside:
-            raise BadInput(f"{format_value(str(self.path), 200)} is a folder without files to import")
+            raise BadInput(
+                f"{format_value(str(self.path), 200)} is a folder without files to import",
+                hint="hidden files and files in subfolders are not read: name the folder that has the files",
+            )
         return inside

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PROGRESS_EVERY = 5_000
 """Records between two progress events."""
 MAX_COUNTED_ANSWERS = 1_000
-"""The limit of different unknown labels that are counted."""
+"""At most this many different unknown labels are counted separately."""
 UNKNOWN_FILES = "files of an unknown format"
 
 FindTask = Callable[[str], "Task"]
@@ -42,7 +42,10 @@ FindTask = Callable[[str], "Task"]
 
 @dataclass
 class UnknownLabelCounts:
-    """Counts a task's answers that are none of its labels. `examples` counts the first different ones."""
+    """Counts a task's answers that are not labels of the task.
+
+    `total` counts all of them, `examples` each of the first `MAX_COUNTED_ANSWERS` different ones.
+    """
 
     total: int = 0
     examples: Counter[str] = field(default_factory=Counter)
@@ -68,10 +71,10 @@ class UnknownLabelCounts:
 class ParsedFile:
     """The checked records and findings of an import's files.
 
-    `counts` has the records by whether they are queries, `labelled` the answers of each task that must be labels.
-    `formats` are the files' formats. `held_out` describes the items that were held out. `times_not_stored` counts
-    records whose time is dropped because the store already has them without one. `repeated_queries` are stored queries
-    (user, task, key) whose content an item has at another time.
+    `counts[True]` is the number of held-out queries, `counts[False]` of history items. `labelled` counts the answers
+    that should be labels, by task. `formats` are the files' formats. `held_out` describes the items that were held out.
+    `times_not_stored` counts records whose time is dropped because the store already has them without one.
+    `repeated_queries` are stored queries (user, task, key) with the same content as a record of another time.
     """
 
     staged: StagedRecords
@@ -145,7 +148,9 @@ class ParsedFile:
 def parse_import_file(
     source: ImportSource, find: FindTask, staged: StagedRecords
 ) -> Generator[Event, None, ParsedFile]:
-    """Check a source completely and stage its records; `source` must have passed `require_consistent`.
+    """Check a source completely and stage its records; returns the findings.
+
+    `source` must have passed `require_consistent`.
 
     Raises `NotFound`, `UsageError` or `BadInput`, which lists the faults.
     """
@@ -287,7 +292,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     yield from (Note(text, warning=True) for text in intake.warnings)
     if intake.times_not_stored:
         yield Note(
-            f"items that are already stored without a time, which is not added: {intake.times_not_stored:,}",
+            f"items already stored without a time; their time in the file is not added: {intake.times_not_stored:,}",
             warning=True,
         )
     for name, unknown in intake.unknown_labels.items():

@@ -55,7 +55,7 @@ class Preset:
         return self.columns.user is None
 
     def find_file(self, path: Path) -> Path:
-        """The file with the ratings: the path itself, or a file in that folder. Raises NotFound."""
+        """The file with the ratings: `path`, or in a folder its `self.file`. Raises NotFound if the folder lacks it."""
         return _require(path / self.file, self) if path.is_dir() else path
 
     def read_details(self, path: Path, findings: ParseFindings) -> dict[tuple[str, ...], dict[str, str]]:

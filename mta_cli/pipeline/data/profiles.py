@@ -39,9 +39,10 @@ class _UserItems:
 def refresh_profiles(
     reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User] | None = None, device: str = "auto"
 ) -> Iterator[Event]:
-    """Update the profiles of `users` (None: all users with items of the task); `JobResult.result` counts new items.
+    """Update the profiles of `users` (None: all users with items of the task).
 
-    The embedder is loaded only when there are items to embed.
+    `JobResult.result` is `{task, users, items}`: the number of new items, and of the users who have them. The embedder
+    is loaded only when there are items to embed.
     """
     chosen = [user for user, _ in reg.users.users_with_items(task)] if users is None else list(users)
     pieces = [piece for user in chosen for piece in _new_user_items(reg, user, task, embedder.fingerprint)]
@@ -66,7 +67,10 @@ def refresh_profiles(
 def current_profiles(
     reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User], device: str
 ) -> Generator[Event, None, NDArray[np.float32]]:
-    """Update the profiles of `users`, who must have items of the task; returns them as unit rows [users, width]."""
+    """Update the profiles of `users`, who must have items of the task; returns them as unit rows [users, width].
+
+    The rows are in the order of `users`.
+    """
     yield from forward_events(refresh_profiles(reg, task, embedder, users, device))
     ids, matrix = profile_matrix(reg, task, embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
@@ -79,7 +83,7 @@ def profile_matrix(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
 
-    They are of all users with a profile, or of `users` (ids). Raises IntegrityFault if profiles differ in length.
+    Covers all users with a profile, or those among `users` (ids). Raises IntegrityFault if profiles differ in length.
     """
     import numpy as np
 
@@ -101,10 +105,10 @@ def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[int])
 
 
 def normalise_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row divided by its length; a row of zeros stays zero."""
+    """`sums` [rows, width] with each row divided by its Euclidean norm; a row of zeros stays zero."""
     import numpy as np
 
-    lengths = np.sqrt(np.einsum("ij,ij->i", sums, sums))  # [rows]; a norm along an axis would copy the matrix
+    lengths = np.sqrt(np.einsum("ij,ij->i", sums, sums))  # [rows]; np.linalg.norm along an axis would copy the matrix
     return (sums / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
 
 

@@ -91,7 +91,10 @@ def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample
 
 
 def detect_format(source: ImportSource) -> str | None:
-    """The format of the source's first file of a known format; None without one. Raises the errors of an import."""
+    """The format of the source's first file in a known format; None if there is none.
+
+    Raises the errors of an import.
+    """
     if source.is_repository:
         return "git"
     for path in source.files():
@@ -102,7 +105,10 @@ def detect_format(source: ImportSource) -> str | None:
 
 
 def read_table_sample(source: ImportSource) -> TableSample | None:
-    """The first rows of the source's first file; None if it has no columns. Raises the errors of an import."""
+    """The first rows of the source's first file in a known format; None if that is not a table.
+
+    Raises the errors of an import.
+    """
     if source.is_repository:
         return None
     for path in source.files():

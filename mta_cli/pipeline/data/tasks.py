@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def find_task(reg: Registry | None, name: str) -> Task:
-    """The built-in or stored task `name`; `reg` None means no store. Raises NotFound with similar names."""
+    """The built-in or stored task `name`; `reg` None means no store.
+
+    Raises NotFound, whose hint names similar tasks, and IntegrityFault for a stored task that cannot be read.
+    """
     if name in BUILTIN_TASKS:
         return BUILTIN_TASKS[name]
     text = reg.tasks.get(name) if reg is not None else None

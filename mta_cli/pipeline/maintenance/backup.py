@@ -26,8 +26,8 @@ ConfirmReplace = Callable[[str], None]
 def write_backup(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     """Write the store to one archive. `JobResult` is `{file, bytes, schema, users, adapters}`.
 
-    Raises BadInput for a place inside the store or one that cannot be written, the error of `agree` before a file is
-    replaced, IntegrityFault for a damaged adapter file.
+    Raises BadInput for a place inside the store or one that cannot be written, IntegrityFault for a damaged adapter
+    file, and the error of `agree` if the user does not agree to replace an existing file.
     """
     from store.backup import create_backup
 
@@ -57,11 +57,12 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
     """Replace the store `root` by a backup, after verifying the whole backup.
 
     `JobResult` is `{store, file, created, schema, users, adapters, replaced, forgotten, withdrawn, not_replayed}`:
-    `replaced` says whether there was a store, `forgotten` how many users of the backup were removed again, `withdrawn`
-    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None. Users who
-    are not in the backup are first removed from the server's keys, so that a later user of the same name needs a new
-    key. Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
-    another process has the store open, and the error of `agree` before a store is replaced.
+    `replaced` says whether a readable store was replaced. `forgotten` counts the backup's users who had been removed
+    since and are removed again, `withdrawn` the consents withdrawn since and again. `not_replayed` says why the users
+    removed since are unknown; None if they are known. Users who are not in the backup are first removed from the
+    server's keys, so that a later user of the same name needs a new key. Raises NotFound, BadInput and IntegrityFault
+    for the archive, IntegrityFault for a store of a newer mta, StoreBusy while another process has the store open, and
+    the error of `agree` if the user does not agree to replace the store.
     """
     from mta_cli.pipeline.users.serve_keys import FILE_NAME, drop_from_keys
     from store.restore import read_replaced_store, stage_restore
@@ -131,4 +132,4 @@ def _plan_lines(root: Path, archive: Path, manifest: Manifest, there: ReplacedSt
 
 
 def _user_count(there: ReplacedStore) -> str:
-    return "nothing readable" if there.users is None else f"{there.users:,} users"
+    return "no readable store" if there.users is None else f"{there.users:,} users"

@@ -1,7 +1,7 @@
 """The job behind `mta doctor`: checks everything that a run depends on, one check after the other.
 
 Each check is a function that returns its finding; an exception counts as a fault. Nothing is changed, except that
-files of killed commands are removed.
+temporary files that killed commands left are removed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _check_packages() -> Finding:
             continue
         found.append(f"{one.name} {version}")
         if not one.specifier.contains(version, prereleases=True):
-            faults.append(f"{one.name} {version} is not {one.specifier}")
+            faults.append(f"{one.name} {version} is installed, but mta needs {one.specifier}")
     return not faults, "; ".join([*faults, ", ".join(found)])
 
 
@@ -164,7 +164,9 @@ def _check_disk(what: DoctorRequest) -> Finding:
     free = {name: _free_disk_bytes(path) for name, path in (("store", what.store), ("models", models_dir()))}
     detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
     low = [name for name, size in free.items() if size < MIN_FREE_BYTES]
-    return not low, detail + (f"; too little space for {' and '.join(low)}" if low else "")
+    return not low, detail + (
+        f"; too little space for {' and '.join(low)}: {MIN_FREE_BYTES / 1e9:.0f} GB are needed" if low else ""
+    )
 
 
 def _free_disk_bytes(path: Path) -> int:
@@ -229,7 +231,9 @@ def _check_cluster(address: str) -> Finding:
         if isinstance(found, str):
             faults.append(f"{node} cannot run mta: {found}")
         else:
-            faults += [f"{node} has {name} {found[name]}" for name in ours if found[name] != ours[name]]
+            faults += [
+                f"{node} has {name} {found[name]}, not {ours[name]}" for name in ours if found[name] != ours[name]
+            ]
     versions = ", ".join(f"{name} {version}" for name, version in ours.items())
     return not faults, "; ".join([*faults, f"{len(nodes)} nodes; here {versions}"])
 
@@ -237,4 +241,4 @@ def _check_cluster(address: str) -> Finding:
 def summary(result: dict[str, Any]) -> str:
     """A one-line summary: `all is well`, or the names of the failed checks."""
     failed = [check["name"] for check in result["checks"] if not check["ok"]]
-    return f"{', '.join(failed)}: not as it should be" if failed else "all is well"
+    return f"failed checks: {', '.join(failed)}" if failed else "all is well"

@@ -21,8 +21,8 @@ ConfirmRepairs = Callable[[Sequence[Repair]], None]
 def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event]:
     """Repair the store and the models. `JobResult.result` is `{repairs: [{what, action, again}]}`.
 
-    Each repair is atomic. Raises the error of `agree` before anything is repaired, and IntegrityFault for an unreadable
-    database.
+    `again` says how to get removed files back. Each repair is atomic. `agree` is asked before the store is repaired,
+    and again before models are removed; its error is raised. Raises IntegrityFault for an unreadable database.
     """
     from store.registry import Registry
 
@@ -65,7 +65,11 @@ def _find_model_repairs() -> tuple[list[Repair], list[Note]]:
         if not faults:
             continue
         if removal_preview(entry.name)["folder"] is not None:
-            notes.append(Note(f"The model {entry.name} in {entry.path} cannot be repaired: {faults[0]}", warning=True))
+            text = (
+                f"The model {entry.name} cannot be repaired, because its folder {entry.path} was registered, not "
+                f"downloaded. Restore the folder's files: {faults[0]}"
+            )
+            notes.append(Note(text, warning=True))
             continue
         if not can_be_pulled(entry.name) and _has_damaged_manifest(entry.path):
             found.append(

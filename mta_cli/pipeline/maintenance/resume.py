@@ -62,8 +62,9 @@ def resume_job(
 ) -> Iterator[Event]:
     """Resume `one` in this process on the device of `machine`, with its original options.
 
-    `resume_evaluation` resumes an evaluation: see `lab.evaluation.resume`, which jobs must not import. Raises BadInput
-    if the job's inputs have changed since, for a bank of the users that `mta quick` chose, and the errors of the job.
+    `resume_evaluation` resumes an evaluation: see `lab.evaluation.resume`, which this package must not import. Raises
+    BadInput if the job's inputs have changed since it began, or if it builds a bank of users that `mta quick` chose;
+    and the errors of the job.
     """
     from mta_cli.pipeline.personalize.adapt import adapt_users
 

@@ -73,11 +73,11 @@ def pull_snapshot(
     """Make the store `root` a copy of a snapshot, or update it.
 
     `JobResult` is `{store, from, created, schema, tasks, users, banks, adapters, bytes, hashed_names, fetched,
-    fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound without a
-    snapshot, UsageError for an address that cannot be reached, BadInput for a store that is not a copy of a snapshot,
-    IntegrityFault for a wrong signature or file, StoreBusy during another pull. A copy that was verified with a key
-    takes another signature only with `trust_unsigned`. Users who are gone are removed from the copy's server keys
-    first, so that an interrupted pull can be repeated.
+    fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound if
+    `source` has no snapshot, UsageError for an address that cannot be reached, BadInput for a store that is not a copy
+    of a snapshot, IntegrityFault for a wrong signature or file, StoreBusy during another pull. If the copy was verified
+    with a key, a snapshot that is not verified with the same key is refused, unless `trust_unsigned`. Users who are no
+    longer in the snapshot are removed from the copy's server keys first, so that an interrupted pull can be repeated.
     """
     from mta_cli.pipeline.users.serve_keys import drop_from_keys
     from mta_cli.pipeline.users.servers import recheck_servers

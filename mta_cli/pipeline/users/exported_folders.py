@@ -47,7 +47,10 @@ def resolve_export_folder(
             hint=("Name another folder with ", Flag("to"), "."),
         ) from error
     if there and not target.is_dir():
-        raise BadInput(f"{target} is a file; {what} is a folder.", hint=("Name another folder with ", Flag("to"), "."))
+        raise BadInput(
+            f"{what} cannot be written to {target}, which is a file, not a folder.",
+            hint=("Name a folder with ", Flag("to"), "."),
+        )
     if inside:
         raise BadInput(f"{target} lies in the store.", hint=("Name a folder outside it with ", Flag("to"), "."))
     if full and not replace:

@@ -384,7 +384,7 @@ def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry
         assert (again["items_added"], again["queries_added"]) == (0, 0)
         assert (again["items_unchanged"], again["queries_unchanged"]) == (4, 2)
         assert queries_of(reg, "ann") == asked
-        assert ("items that are already stored without a time, which is not added: 2" in notes) == (
+        assert ("items already stored without a time; their time in the file is not added: 2" in notes) == (
             path == mended and not options
         )
     twice = write(tmp_path / "twice.csv", mended.read_text() + "ann,note 3,o,2026-02-01\n")
@@ -470,7 +470,7 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
         imported(reg, "jsonl", other)
     imported(reg, "jsonl", write(tmp_path / "bob.jsonl", rows("bob", id=1, count=1)))
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "late.jsonl", rows("bob", id=1, count=1, time="2026"))))
-    assert notes == ["items that are already stored without a time, which is not added: 1"]
+    assert notes == ["items already stored without a time; their time in the file is not added: 1"]
     assert [
         item.time for name in ("ann", "bob") for item in reg.items.recent_items(reg.users.get(name).id, "free")
     ] == [

@@ -73,6 +73,7 @@ def is_archive(path: Path) -> bool:
 
 def text_files(path: Path) -> list[ArchivedFile]:
     """The text files in an archive, sorted by name, without hidden ones.
+
     Raises `BadInput` for an archive that cannot be read or whose texts are too large.
     """
     name = escape_unprintable(path.name)

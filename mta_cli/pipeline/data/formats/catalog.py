@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any, Literal
 
 Kind = Literal["table", "chat", "mail", "messenger", "document", "repository"]
-"""Columns of a table can be mapped. Chats, mail and messengers' files belong to one user: chats know which side is the
-user's, in mail and messengers' files the user's addresses or names say so. A document names its users and queries
-itself. A repository is a folder that is read as a whole.
+"""Columns of a table can be mapped. Chats, mail and messengers' files belong to one user: a chat's file says which
+messages are the user's; in mail and messengers' files, the user's addresses or names identify them. A document names
+its users and queries itself. A repository is a folder that is read as a whole.
 """
 
 
@@ -20,10 +20,10 @@ itself. A repository is a folder that is read as a whole.
 class Format:
     """A file format: a description in one line, its module beside this one, and the endings of its files' names.
 
-    Its module has `recognise(sample)`: whether a file that begins so has this format, regardless of its name. Tables
-    and chats also have `read_rows(stream, file, findings)`, which yields `RawRow`s. Mail has `read_mails` with the same
-    parameters, which yields `Mail`. Messengers have `read_messages(stream, path, findings)`, which yields `Message`.
-    The stream is at its start; faults go to the findings. A repository has no module.
+    Its module has `recognise(sample)`: whether a file with this beginning has the format, regardless of its name.
+    Tables and chats also have `read_rows(stream, file, findings)`, which yields `RawRow`s. Mail has `read_mails` with
+    the same parameters, which yields `Mail`. Messengers have `read_messages(stream, path, findings)`, which yields
+    `Message`. The stream is at its start; faults go to the findings. A repository has no module.
 
     `input_authors` names the authors of the inputs if these are other people; then new users are not anchors by
     default. `third_parties` names the users if they are not the person who imports them; then new users are anchors

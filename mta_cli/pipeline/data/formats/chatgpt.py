@@ -57,7 +57,10 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Rows of the assistant's message (for the first row the title) and the user's reply, from each visible branch."""
+    """Rows with the assistant's message as input, and the user's reply as output, from each visible branch.
+
+    If the user writes first, the conversation's title is the input.
+    """
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)

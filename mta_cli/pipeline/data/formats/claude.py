@@ -36,7 +36,10 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Rows of the assistant's message (for the first row the conversation's name) and the user's reply."""
+    """Rows with the assistant's message as input, and the user's reply as output.
+
+    If the user writes first, the conversation's name is the input.
+    """
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)
@@ -51,7 +54,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 
 
 def _turn(message: _Message, place: SourceLocation, findings: ParseFindings) -> Turn:
-    text = join_parts(message.content or []) or clean_text(message.text)  # without thoughts and tools
+    text = join_parts(message.content or []) or clean_text(message.text)  # leaves out the parts for thoughts and tools
     if not text:
         findings.skip_counts[NO_TEXT] += 1
     return Turn(message.sender == "human", text, known_time(message.created_at), place)

@@ -25,8 +25,8 @@ def recognise(sample: FileSample) -> bool:
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
     """Every row below the header. The separator is the one that gives the first line the most columns.
 
-    A first column without a name is ignored, as row numbers; other columns without a name are named by position.
-    Invalid UTF-8 bytes become lone surrogates.
+    A first column without a name is ignored, because it usually holds row numbers; other columns without a name are
+    named by position. Invalid UTF-8 bytes become lone surrogates.
     """
     lines = ((line, text.decode("utf-8", "surrogateescape")) for line, text in iter_lines(stream, file, findings))
     first = next((pair for pair in lines if pair[1].strip()), None)

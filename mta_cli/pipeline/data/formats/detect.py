@@ -111,7 +111,8 @@ def is_certainly_importable(stream: BinaryIO, name: str) -> bool:
 
 def prefer_non_tables(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
     """The files of an archive that are recognised as chats, mail or documents; all files if there are none.
-    An account's export also contains tables of other things.
+
+    Tables are left out, because an account's export also contains unrelated tables.
     """
     return [file for file in files if _is_not_table(file)] or list(files)
 

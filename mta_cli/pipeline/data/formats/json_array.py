@@ -1,4 +1,4 @@
-"""Reads JSON from a file: a whole document, or an array member by member, so that memory holds only the longest."""
+"""Reads JSON from a file: a whole document, or an array with only one member in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 from mta_cli.errors import BadInput
 from mta_cli.pipeline.data.formats import reading
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
-from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
 
 CHUNK_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
         if not start:
             raise BadInput(f"{file} is empty")
         if start not in _KINDS:
-            raise BadInput(f"{file} is not JSON: it begins with neither a list nor another value")
+            raise BadInput(f"{file} is not JSON: no JSON value begins with {format_value(start)}")
         findings.add_fault(SourceLocation(file), f"is {_KINDS[start]}, not a list")
         return
     for _ in text.members():

@@ -1,7 +1,6 @@
 """LaMP's format: questions `[{id, user_id?, input, profile}]` and outputs `{task, golds: [{id, output}]}`.
 
 Without `user_id`, a question's id is its user. A user's profile is repeated in each of their questions and read once.
-Knows no store.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class FieldMapping:
 
 
 def parse_golds(document: object, file: str, findings: ParseFindings) -> tuple[str, dict[str, str]]:
-    """The task, and the gold answer of each question id, of an outputs document; faults go to the findings."""
+    """The task that an outputs document names, and its gold answers by question id; faults go to the findings."""
     answers: dict[str, str] = {}
     whole = RecordFields.from_value(document, SourceLocation(file), findings)
     if whole is None:
@@ -89,7 +88,9 @@ def parse_questions(
     findings: ParseFindings,
     staged: StagedRecords,
 ) -> Iterator[Record]:
-    """Stage the histories in a file of questions, and a held-out query for each question with a gold in `answers`."""
+    """Stage the histories in a file of questions, and a held-out query for each question with a gold
+    answer in `answers` (by question id).
+    """
     ids, asked = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)

@@ -21,9 +21,9 @@ from store.files import missing_file_hint
 FILE_BYTES = 1 << 30
 """The largest file that is read, in bytes."""
 LINE_BYTES = 10_000_000
-"""The longest line of a JSONL or CSV file."""
+"""The longest line of a JSONL or CSV file, in bytes."""
 MBOX_BYTES = 1 << 36
-"""The largest mailbox that is read. Most of its bytes are attachments, which are skipped."""
+"""The largest mailbox that is read, in bytes. Most of its bytes are attachments, which are skipped."""
 
 BOM = b"\xef\xbb\xbf"
 """UTF-8's byte order mark."""
@@ -40,7 +40,10 @@ _FOREIGN_MAGIC = {
 
 @contextmanager
 def open_file(path: Path | ArchivedFile) -> Iterator[BinaryIO]:
-    """The file, open for reading. Raises `NotFound`, or `BadInput` when it is unreadable or above `FILE_BYTES`."""
+    """The file, open for reading. Raises `NotFound`, or `BadInput` if it is unreadable or too large.
+
+    The limit is `FILE_BYTES`, for a mailbox `MBOX_BYTES`.
+    """
     if isinstance(path, ArchivedFile):
         with path.open() as stream:
             yield stream

@@ -42,7 +42,7 @@ def read_commits(folder: Path, selection: CommitSelection, findings: ParseFindin
     """A row for each selected commit of the current branch, the oldest first; the others are counted by reason.
 
     The findings get the repository's name as the group of its users. Raises `BadInput` if no commit is selected, and
-    as `Git` does.
+    the errors of `Git`.
     """
     git = Git(folder)
     if not git.has_commits:
@@ -176,5 +176,5 @@ def _no_commits_error(git: Git, selection: CommitSelection, counts: Counter[str]
     return BadInput(
         f"none of the {pluralise(len(counts), 'author')} of {git.name} has {selection.least:,} usable commits; "
         f"the largest number is {most:,}",
-        hint=Flag("least", most),
+        hint=("lower the limit: ", Flag("least", most)),
     )

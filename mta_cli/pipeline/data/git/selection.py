@@ -68,5 +68,5 @@ class CommitSelection:
         except ValueError as error:
             raise UsageError(
                 (Flag("since"), f": {format_value(self.since)} is not a date"),
-                hint="such as 2025, 2025-06 or 2025-06-30",
+                hint="give a year, month or day, such as 2025, 2025-06 or 2025-06-30",
             ) from error

@@ -10,9 +10,10 @@ from mta_cli.pipeline.data.git.program import Git
 
 
 def staged_question(folder: Path) -> str:
-    """The question about the staged changes of the work tree that contains `folder`; in a hook, what git commits.
+    """The question about the staged changes of the work tree that contains `folder`.
 
-    Raises `BadInput` if nothing is staged or there is no work tree, and the errors of `Git`.
+    In a git hook, it is about the changes that are being committed. Raises `BadInput` if nothing is staged or there is
+    no work tree, and the errors of `Git`.
     """
     git = Git(folder, in_hook=True)
     if git.is_bare:

@@ -18,7 +18,7 @@ from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 MAIL_BYTES = 2 << 20
 """The bytes of a mail that are read; text comes before attachments."""
 HEADER_CHARS, ADDRESS_CHARS = 2_000, 1 << 16
-"""The characters of a header that are parsed, and of a header with addresses or ids."""
+"""At most this many characters of a header are parsed, and `ADDRESS_CHARS` of a header with addresses or ids."""
 MAX_PARTS = 30
 UNREADABLE, DELETED, DRAFT = "mails that cannot be read", "deleted mails", "drafts"
 
@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"<([^<>\s@]{1,998}@[^<>\s@]{1,998})>")
 # Thunderbird marks a deleted mail by bit 8 of its status until it compacts the folder.
 _DELETED_STATUS = re.compile(r"[0-9a-f]{3}[89a-f]\b", re.IGNORECASE)
 _ANSWER_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr)\s*(\[\d+\])?\s*:)+\s*", re.IGNORECASE)
-# Other patterns would take quadratic time in the length of the text.
+# Other transfer encodings, and the slow charsets, take quadratic time in the length of the text.
 _ENCODINGS = ("7bit", "8bit", "binary", "quoted-printable", "base64")
 _SLOW_CHARSETS = ("punycode", "idna")
 

@@ -48,12 +48,16 @@ class MailReplies:
             self._staged.add(StagedMail(mail.id, mine, mail.answered, mail.subject, mail.text, mail.time, file, record))
 
     def rows(self) -> Iterator[RawRow]:
-        """A row for each of the user's replies whose original mail is available. Raises if no mail is from the user."""
+        """A row for each of the user's replies to another sender's mail in the import, if both have plain text.
+
+        Raises UsageError if no address was given, and BadInput if no mail is from the user.
+        """
         if not self._addresses and self._seen:
             self._raise_no_address()
         if not self._mine and self._seen:
             given = ", ".join(sorted(self._addresses))
-            raise BadInput(f"no mail in {self._name} is from {given}", hint=self._frequent_addresses())
+            hint = ("add ", Flag("me", "ADDRESS"), f"; {self._frequent_addresses()}")
+            raise BadInput(f"no mail in {self._name} is from {given}", hint=hint)
         for reply in self._staged.replies():
             asked = self._staged.find(reply.answered)
             reason = _skip_reason(asked, reply)

@@ -17,7 +17,7 @@ _MARKS = re.compile(f"[{INVISIBLE_MARKS}]")
 
 
 class Answered(NamedTuple):
-    """The earlier message that a message names as its question; `text` is "" if it has none or is missing."""
+    """The earlier message to which a message is marked as a reply; `text` is "" if it has no text or is unknown."""
 
     sender: str
     text: str

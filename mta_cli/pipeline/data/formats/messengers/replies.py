@@ -30,9 +30,10 @@ class MessengerReplies:
         self._counts: Counter[str] = Counter()
 
     def add(self, form: str, messages: Iterable[Message]) -> Iterator[RawRow]:
-        """The rows of turns that end among the messages of a file in format `form`.
+        """Add the messages of a file in format `form`; yields a row for each of the user's turns that ends in them.
 
-        Raises UsageError, with likely names, if no name was given, and BadInput if a name is that of two senders.
+        Raises UsageError, with likely names, if no name was given, and BadInput if two senders have the same name of
+        the user.
         """
         self._forms[form] = None
         for message in messages:
@@ -59,12 +60,15 @@ class MessengerReplies:
                 yield from pairs.add(Turn(mine, text, message.time, message.place, sender, answers))
 
     def end(self) -> Iterator[RawRow]:
-        """The rows of the last turns. Raises as `add`, and BadInput if no message is from the user."""
+        """The rows of the last turns. Adds a note on the messages read.
+
+        Raises UsageError if no name was given, and BadInput if no message is from the user.
+        """
         if not self._seen:
             return
         if not self._names:
             self._raise_no_name()
-        if not self._mine and not self._findings.fault_lines:  # else the user's may be the faulty ones
+        if not self._mine and not self._findings.fault_lines:  # with faults, the user's messages may be the faulty ones
             given = ", ".join(sorted(self._names))
             hint = ("add ", Flag("me", "SENDER"), f", as the file writes it; {self._frequent_senders()}")
             raise BadInput(f"no message in {self._file} is from {given}", hint=hint)

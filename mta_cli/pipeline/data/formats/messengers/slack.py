@@ -63,7 +63,7 @@ def day_files(files: Sequence[FileT]) -> list[FileT]:
 
 
 def recognise(sample: FileSample) -> bool:
-    """Whether the file is a list of messages with Slack's times, or has a day's name and no other record."""
+    """Whether the file is a list of messages with Slack's times, or a list without records in a file named by a day."""
     record = sample.record
     if record is not None:
         return sample.is_json_list and record.get("type") == "message" and isinstance(record.get("ts"), str)
@@ -71,7 +71,7 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
-    """The messages of one day of a conversation. Its folder's name identifies it."""
+    """The messages of one day of a conversation. The folder's name identifies the conversation."""
     file = f"{path.parent.name}/{path.name}"
     people = _read_people(path)
     text = JsonText(stream, file)

@@ -106,7 +106,7 @@ def recognise(sample: FileSample) -> bool:
 def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
     """The messages of the chat. Times are the phone's, taken for UTC.
 
-    A new message must have the form of the first one, so a pasted chat of another form stays one message.
+    A line begins a message only in the form of the first message, so a pasted chat of the other form is not split.
     """
     form, day_first = _find_form_and_date_order(stream, path.name, findings)
     stream.seek(0)
@@ -138,8 +138,9 @@ def _find_form_and_date_order(
 ) -> tuple[re.Pattern[str] | None, bool]:
     """The form of the first message, and whether days come before months.
 
-    A number above 12 decides, then the order of the messages. If both orders fit, it is the one in which the chat is
-    shorter, or the day first; the findings then report a doubt about dates with `/`.
+    The order with fewer months above 12 is chosen, then the order with fewer steps back in time. If both orders fit
+    equally, days come first, with one exception: with ambiguous dates that contain `/`, the findings report a doubt,
+    and months come first if the chat is shorter that way.
     """
     form: re.Pattern[str] | None = None
     day_first, month_first, is_open = _DateReading(), _DateReading(), False
@@ -235,7 +236,7 @@ def _is_utf8(content: bytes) -> bool:
 def _typed_text(words: str, *, from_iphone: bool) -> str:
     """The text that the sender typed, from the lines after the name; "" if there is none."""
     first, _, rest = words.partition("\n")
-    if first.startswith(_NOTICE_MARK):  # a caption may follow, but what follows a colon is a poll
+    if first.startswith(_NOTICE_MARK):  # a caption may follow; after a colon, a poll follows
         words = "" if first.rstrip().endswith(":") else rest
     elif _OMITTED.fullmatch(first.strip()):
         words = "" if _FILE.fullmatch(rest.strip()) else rest
