@@ -76,7 +76,7 @@ format: $(DEV)  ## put the source in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DEV)  ## write the generated pages, the man page docs/mta.1 and store/schema.sql
+docs: $(DEV)  ## write the generated pages of docs/, and the man page docs/mta.1
 	$(BIN)/python docs/generate.py
 
 docs-tour: models  ## run the commands of docs/tour.md and write their output into it (minutes)

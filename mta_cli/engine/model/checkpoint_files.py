@@ -111,7 +111,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
     if faults:
         raise BadInput(
             f"{path} cannot be used as a model: {faults[0]}",
-            hint="mta reads only safetensors and runs no code of a model; convert the weights to safetensors",
+            hint="a base is a folder with config.json, a tokenizer and weights in safetensors; mta runs no code of a model",
             faults=tuple(faults[:20]),
         )
 
