@@ -166,7 +166,7 @@ class ChatModel:
         self._asked_mode, self._store_version, self._merged_parts, self._about = asked, version, parts, about
 
     def _parts(self, user: User | None, task: str) -> Hashable:
-        """A value that changes when the user's model changes; without a user, the common model. None without a bank."""
+        """A value that changes with the user's model or, without a user, with the common model. None without a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None:
             return None

@@ -90,8 +90,8 @@ def compare_on_server(
 ) -> Iterator[Event]:
     """Compare models as `compare_user_models` does, but on `server`, which answers with one model after another.
 
-    Each user's most personal model comes first. If the server has just ended, this process compares the models. Raises MtaError with the
-    server's error message.
+    Each user's most personal model comes first. If the server has just ended, this process compares the models.
+    Raises MtaError with the server's error message.
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]

@@ -144,7 +144,7 @@ class RemoteAnswer:
 
 
 class ServerClient:
-    """Requests to one server. `url` ends in `/v1`. With `socket`, the path of a Unix socket, the host in `url` is not used.
+    """Requests to one server. `url` ends in `/v1`. With a Unix socket's path `socket`, the host in `url` is not used.
 
     Every method raises NotFound, BadInput, UsageError or MtaError with a one-line message that names the address.
     """

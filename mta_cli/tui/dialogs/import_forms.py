@@ -1,6 +1,6 @@
 """The forms that read a file: an import, and `quick`, which goes from a file to a verdict.
 
-Columns and formats are guessed by the same code as on the command line. Runs no job.
+Columns and formats are guessed by the same code as on the command line.
 """
 
 from __future__ import annotations

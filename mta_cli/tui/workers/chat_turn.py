@@ -1,4 +1,4 @@
-"""What Chat and Compare share: options of a question, one running request, and one conversation."""
+"""Parts that Chat and Compare share: options of a question, one running request, and one conversation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class ChatSession:
     def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
         """Yields the events of answering one message, in the model's thread.
 
-        The model is prepared again if another user used it or the base changes. Otherwise it keeps its KV cache.
+        The model is prepared again if its user, its options or the base have changed. Otherwise it keeps its KV cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
