@@ -316,7 +316,7 @@ class UsersScreen(BaseScreen):
             user, items = await self.mta_app.store_thread.run(look)
         except NotFound:  # removed since the row was read
             self._shown_user = None
-            self.query_one(UserPane).clear_user("gone")
+            self.query_one(UserPane).clear_user("This user was removed.")
             return
         pane = self.query_one(UserPane)
         if self._shown_user != name:
