@@ -243,7 +243,7 @@ class ChatModel:
 
     @property
     def uses_task_prompt(self) -> bool:
-        """Whether each message is filled into the task's prompt by itself instead of being a turn in a conversation."""
+        """Whether each message is a separate question in the task's prompt, instead of a turn in a conversation."""
         return self.options.task not in (None, FREE_TASK)
 
     @property

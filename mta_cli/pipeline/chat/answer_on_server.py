@@ -1,4 +1,4 @@
-"""Answers of `mta ask` and `mta compare` by a running server of the same store, without loading a model here."""
+"""Answers `mta ask` and `mta compare` with a running server of the same store, so that no model is loaded here."""
 
 from __future__ import annotations
 

@@ -114,7 +114,9 @@ class Conversation:
             if self.model.refresh_weights(self._first_question or text):
                 now = source_line(self.model.source, self.model.task.name)
                 same_task = self.model.task.name == task
-                yield Note(f"The model has changed: {now}" if same_task else f"The task nearest to this message: {now}")
+                yield Note(
+                    f"The model has changed: {now}" if same_task else f"The message is nearest to another task: {now}"
+                )
             prompt = self._fit_prompt(text, self.exchanges)
             self.first_in_window += prompt.dropped_messages // 2
             yield from truncation_notes(prompt)
@@ -184,7 +186,9 @@ class Conversation:
         if model.uses_task_prompt:
             yield Note(f"Each message is a separate question of task {model.task.name}.")
         elif model.user is not None and len(self._own_tasks()) > 1:
-            yield Note(f"{model.user.name} has models of {', '.join(self._own_tasks())}: /task NAME chooses one.")
+            yield Note(
+                f"{model.user.name} has models for the tasks {', '.join(self._own_tasks())}: /task NAME chooses one."
+            )
 
     def _own_tasks(self) -> list[str]:
         model = self.model

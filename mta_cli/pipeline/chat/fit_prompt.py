@@ -1,4 +1,4 @@
-"""The prompt of a question or a conversation: which of the user's items it shows, and what is left out to fit."""
+"""The prompt of a question or a conversation: the user's items in it, and what is left out if it is too long."""
 
 from __future__ import annotations
 

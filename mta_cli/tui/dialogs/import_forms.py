@@ -55,7 +55,7 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
         FormField("format", "format", default_text="recognised from the content", choices=tuple(FORMATS), help=format),
         *option_fields(context.settings, ImportOptions, IMPORT_MAIN_FIELDS),
         FormField("task", "task", default_text="as in the file, or free", help=task, choices=context.task_names),
-        _consent_field("new users may, except those of mail, chats and repositories"),
+        _consent_field("new users may, except users from mail, chats and repositories"),
     )
 
 
@@ -157,7 +157,7 @@ def _suggest_quick(context: FormContext, filled: FormValues) -> Mapping[str, str
 IMPORT_FORM = JobForm(
     "data import",
     "i",
-    "Histories from a file, checked as a whole first.",
+    "Histories from a file, which is checked completely first.",
     _import_fields,
     _import_request,
     _suggest_import,

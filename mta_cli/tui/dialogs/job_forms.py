@@ -205,7 +205,7 @@ def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
 JOB_FORMS = {
     job_form.kind: job_form
     for job_form in (
-        JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
+        JobForm("bank build", "b", "The task adapter, and anchors with a meta-LoRA each.", _bank_fields, _bank_request),
         JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
         EVAL_FORM,
         IMPORT_FORM,

@@ -212,7 +212,7 @@ class CompareScreen(AskingScreen):
 
     @work(group="stays")
     async def action_add_user(self) -> None:
-        """Let the user choose another user, whose model answers too from the next question on."""
+        """Let the user choose another user, whose model gets a column; ask the question in the prompt again."""
         if self._user is None:
             return
         picker = UserPicker("Which user's model answers too?", without=(self._user, *self._other_users))

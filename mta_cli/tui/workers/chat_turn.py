@@ -118,7 +118,7 @@ class ChatSession:
     def explain_last(self, context: WorkerContext) -> Iterator[Event]:
         """Yields the reasons of the last answer, in the model's thread. Restores this conversation's model first."""
         if self._conversation is None or self._answered_with is None:
-            raise BadInput("This conversation has no answer yet that can be explained.", hint="ask something first")
+            raise BadInput("This conversation has no answer to explain yet.", hint="ask something first")
         self._restore_own_model(context, self._conversation, self._answered_with)
         yield JobResult(self._conversation.explain_last())
 

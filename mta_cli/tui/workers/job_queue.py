@@ -89,7 +89,7 @@ class Job:
 
     @property
     def stop_note(self) -> str:
-        """A sentence on what stopping the job does, for a question."""
+        """What stopping the job does, as a sentence for the question that confirms it."""
         if self.state == "waiting":
             return "It has not begun."
         kept = " What is finished is kept, and it can be resumed later." if self.can_be_resumed else ""

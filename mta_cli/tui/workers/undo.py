@@ -1,4 +1,4 @@
-"""Undoes keeping an answer as a history item, and lists what a removal removes besides the item."""
+"""Undoes keeping an answer as a history item, and lists everything that a removal removes."""
 
 from __future__ import annotations
 
