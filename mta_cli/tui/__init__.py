@@ -1,1 +1,1 @@
-"""The terminal window on the whole registry. Shows results of `pipeline` and `store` and computes nothing itself."""
+"""The window: the terminal interface to a store. It shows results of `pipeline` and `store`."""

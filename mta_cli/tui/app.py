@@ -1,4 +1,4 @@
-"""The window: its screens, the selected user, jobs, the model, errors and closing. Knows no screen's internals."""
+"""The window: its screens, the selected user, jobs, the model, errors and closing."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _make_screen(name: str) -> Screen[Any]:
     return screen_class(name)()
 
 
-# By this private table Textual reads Alt and a digit as a character of a Mac keyboard ("¡" for Alt+1). Without its
-# entries Alt+1 is a key, which can show a screen even while somebody types. If Textual drops the table, a plain digit
-# still shows a screen, but not in an input.
+# Textual's private table turns Alt and a digit into a character of a Mac keyboard ("¡" for Alt+1). Without these
+# entries Alt+1 is a key, which can show a screen even while the user types. If Textual removes the table, a digit
+# without Alt still shows a screen, but not while an input has the focus.
 with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
@@ -69,7 +69,7 @@ class MtaApp(App[None]):
         name: partial(_make_screen, name) for name in SCREEN_TITLES
     }
     DEFAULT_MODE = "home"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual declares no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "f1", "help", "Help", id="app.help", priority=True, tooltip="Help on what has the focus, also in a form"
@@ -102,7 +102,7 @@ class MtaApp(App[None]):
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
         self._printable = PrintableFilter()
-        self._kept: list[ItemKept] = []  # items that this window kept and that are not undone, newest last
+        self._kept: list[ItemKept] = []  # history items kept in this window and not undone yet, newest last
         self._undo_job: Job | None = None
         self.store_thread.on_kept = self.model_worker.on_kept = self._kept.append
         self.selected_user: str | None = None
@@ -182,7 +182,7 @@ class MtaApp(App[None]):
             self.notify(f"{job.kind} {job.title}: failed; press 4 to see why", severity="error", markup=False)
 
     async def confirm(self, question: str) -> bool:
-        """Ask a question in a dialog; whether the answer is yes. Await it in a worker."""
+        """Ask a question in a dialog; returns whether the answer is yes. Await it in a worker."""
         answer: bool = await self.push_screen_wait(ConfirmDialog(question))
         return answer
 
@@ -243,7 +243,7 @@ class MtaApp(App[None]):
             self.notify("queued: the undo runs when the jobs before it have ended", markup=False)
 
     def _handle_undo_end(self, kept: ItemKept, item: str, job: Job) -> None:
-        """After a successful undo, take `kept` off the answers that can be undone, and say so; or show the error."""
+        """Show the undo's error; after a success, remove `kept` from the answers that can be undone, and notify."""
         if job.error is not None:
             self.show_error(job.error)
         elif job.state == "done":
@@ -267,7 +267,7 @@ class MtaApp(App[None]):
             self.push_screen(HelpDialog(text, self._list_active_keys()))
 
     def _list_active_keys(self) -> list[tuple[str, str]]:
-        """The active keys with their descriptions: those of the screen, of the window, then of Textual's widgets."""
+        """The active keys with their descriptions: first the screen's keys, then the window's, then Textual's own."""
         bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.description]
         bindings.sort(key=lambda binding: 2 if binding.id is None else binding.id.startswith("app."))
         about: dict[str, list[str]] = {}

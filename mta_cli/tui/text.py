@@ -1,6 +1,6 @@
-"""Converts values to text for display: without control characters and never as markup. All text from data passes here.
+"""Converts values to text for display: without control characters and never as markup. Used for all text from data.
 
-Text that Textual's own widgets show, such as pasted input, passes the line filter.
+Text that Textual's own widgets show, such as pasted input, is cleaned by `PrintableFilter`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def format_hint(hint: str) -> str:
 
 
 def format_short(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
-    """A number without the zero before the point: .12, or `signed` +.12."""
+    """A number without the zero before the point, such as .12 or, if `signed`, +.12; a dash for None and NaN."""
     if value is None or value != value:
         return NO_VALUE
     shown = f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")

@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 10_000
 
 
 class WindowState(msgspec.Struct, frozen=True):
-    """The saved state. An empty theme stands for the default one, an empty screen for the first one."""
+    """The saved state. An empty `theme` means the default theme, an empty `screen` the first screen."""
 
     theme: str = ""
     screen: str = ""
@@ -27,7 +27,7 @@ class WindowState(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, store: Path) -> WindowState:
-        """The saved state of a store; the default one where it cannot be used."""
+        """The saved state of a store; the default state if the file is missing or invalid."""
         path = store / FILE_NAME
         with suppress(OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
             if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:

@@ -381,7 +381,7 @@ async def test_the_palette_knows_the_commands_of_all_screens(
             await pilot.pause(0.1)
             if isinstance(app.screen, FormDialog):
                 break
-        assert app.current_mode == "jobs" and "Anchors, the task adapter" in screen_text(app)
+        assert app.current_mode == "jobs" and "The task adapter, and anchors" in screen_text(app)
 
 
 async def test_a_command_of_another_screen_that_has_nothing_to_work_on_says_so(

@@ -124,7 +124,10 @@ class ChatModel:
         return model
 
     def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
-        """Change the user and the options on the same loaded base. For the effect of an error see `set_user`."""
+        """Change the user and the options on the same loaded base.
+
+        An error leaves the options as they were; for its effect on the user's weights see `set_user`.
+        """
         _require_labels(self.reg, asking)
         before, self.options = self.options, asking
         try:
@@ -134,7 +137,7 @@ class ChatModel:
             raise
 
     def set_user(self, user: User | None, mode: str | None, about: str | None = None) -> None:
-        """Merge `user`'s weights into the base; `mode` None is the most personal one.
+        """Merge `user`'s weights for `mode` into the base; None means the most personal mode that the user has.
 
         If the options have no task, the message `about` chooses one of the user's tasks: see `default_task`. An error
         leaves the model as it was; an error during the merge leaves the base without weights of a user.
@@ -163,7 +166,7 @@ class ChatModel:
         self._asked_mode, self._store_version, self._merged_parts, self._about = asked, version, parts, about
 
     def _parts(self, user: User | None, task: str) -> Hashable:
-        """A value that changes when the user's model changes, or without a user the common one. None without a bank."""
+        """A value that changes with the user's model or, without a user, with the common model. None without a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None:
             return None
@@ -240,7 +243,7 @@ class ChatModel:
 
     @property
     def uses_task_prompt(self) -> bool:
-        """Whether each message is filled into the task's prompt by itself instead of being a turn in a conversation."""
+        """Whether each message is a separate question in the task's prompt, instead of a turn in a conversation."""
         return self.options.task not in (None, FREE_TASK)
 
     @property
@@ -324,9 +327,9 @@ class ChatModel:
         user: User | None,
         time: str | None = None,
     ) -> int:
-        """The index of the label to answer, from each label's log-likelihood by the model (nats) and the label memory.
+        """The index of the label to answer: the model's log-likelihoods `scores` [labels] (nats) plus the label memory.
 
-        The memory is not used in mode base. `spoken` gets each label's log-likelihood, with the memory and without.
+        Mode base does not use the memory. Each label's log-likelihood is stored in `spoken`, with and without memory.
         `time` is the time of a held-out question.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label

@@ -1,4 +1,4 @@
-"""Answers of `mta ask` and `mta compare` by a running server of the same store, without loading a model here."""
+"""Answers `mta ask` and `mta compare` with a running server of the same store, so that no model is loaded here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _options_beyond_request(chat: dict[str, Any], asking: ChatOptions) -> dict[s
 def answer_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """Do what `answer_question` does on `server`, or in this process if the server has just ended.
+    """Answer as `answer_question` does, but on `server`; if the server has just ended, in this process.
 
     Raises MtaError with the server's error message.
     """
@@ -88,10 +88,10 @@ def answer_on_server(
 def compare_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """Do what `compare_user_models` does on `server`, one model after another, each user's most personal model first.
+    """Compare models as `compare_user_models` does, but on `server`, which answers with one model after another.
 
-    If the server has ended before the first answer, this process compares the models. Raises MtaError with the
-    server's error message.
+    Each user's most personal model comes first. If the server has just ended, this process compares the models.
+    Raises MtaError with the server's error message.
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]
@@ -128,7 +128,8 @@ def _stream_server_answer(
 ) -> Generator[Event, None, ServerAnswer]:
     """Stream the server's answer and return it; without `mode`, it comes from the user's most personal model.
 
-    Raises ServerUnreachable before the first text, later MtaError; MtaError also for the server's own errors.
+    If the connection fails, raises ServerUnreachable before the first text and MtaError after it. Raises MtaError for
+    an error that the server reports.
     """
     given, answer, started = asking.answer, RemoteAnswer(), time.perf_counter()
     system = [] if asking.system is None else [{"role": "system", "content": asking.system}]

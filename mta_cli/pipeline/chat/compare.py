@@ -48,7 +48,7 @@ SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics
 
 @dataclass(frozen=True)
 class Question:
-    """The question to all columns. `gold` is the right answer, if it is known.
+    """The question that all columns answer. `gold` is the right answer, if it is known.
 
     The prompt of a `held_out` question shows no item that is known to be later than its `time`.
     """
@@ -82,7 +82,7 @@ def compare_user_models(
     """
     check_message(text)
     users = [reg.users.get(name) for name in names]
-    for user in users[1:]:  # an error comes before the base is loaded; `load_for_user` checks the first user
+    for user in users[1:]:  # checked before the base is loaded; `load_for_user` checks the first user
         default_task(reg, user, asking.task, entry.fingerprint)
     model = ChatModel.load_for_user(reg, entry, users[0], asking, text)
     results = []
@@ -106,7 +106,7 @@ def compare_queries(model: ChatModel, questions: Sequence[Question], others: Seq
     """Ask the columns of `compare_question` several questions, one after another. Each model is loaded once.
 
     Each question ends in a `JobResult` like `compare_question`'s, with `scores`: each column's task metric over the
-    questions so far, `{metric, value, answers}`. Columns whose answers cannot be scored are left out.
+    questions so far, `{metric, value, answers}`. `scores` leaves out columns whose answers cannot be scored.
     """
     columns = yield from _load_columns(model, others)
     scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
@@ -302,7 +302,7 @@ def _column_log_likelihoods(
 def _score_against_gold(
     model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], gold: str, measured: list[dict[str, Any]]
 ) -> Iterator[Event]:
-    """Score every column against the right answer; `measured` gets a record for each.
+    """Score every column against the right answer; appends a record for each to `measured`.
 
     `loglik` is the gold's log-likelihood in nats. If the answers are labels, it is a log-probability among the task's
     labels, label memory included (`over: labels`); otherwise it is the mean over the gold's tokens (`over: token`).

@@ -77,7 +77,7 @@ class Conversation:
 
     @property
     def _first_question(self) -> str | None:
-        """The first question of the conversation, by which the user's task is chosen; None before it."""
+        """The first question of the conversation, which decides the user's task; None before it is asked."""
         return self.exchanges[0].question if self.exchanges else None
 
     @property
@@ -114,7 +114,9 @@ class Conversation:
             if self.model.refresh_weights(self._first_question or text):
                 now = source_line(self.model.source, self.model.task.name)
                 same_task = self.model.task.name == task
-                yield Note(f"The model has changed: {now}" if same_task else f"The task nearest to this message: {now}")
+                yield Note(
+                    f"The model has changed: {now}" if same_task else f"The message is nearest to another task: {now}"
+                )
             prompt = self._fit_prompt(text, self.exchanges)
             self.first_in_window += prompt.dropped_messages // 2
             yield from truncation_notes(prompt)
@@ -143,7 +145,8 @@ class Conversation:
         if not text:
             if not earlier:
                 raise BadInput(
-                    "There is no question to compare answers to yet.", hint="/compare QUESTION, or ask something first."
+                    "There is no question to compare answers to yet.",
+                    hint="type /compare QUESTION, or ask something first",
                 )
             text, earlier = earlier[-1].question, earlier[:-1]
         prompt = self._fit_prompt(text, earlier)
@@ -183,7 +186,9 @@ class Conversation:
         if model.uses_task_prompt:
             yield Note(f"Each message is a separate question of task {model.task.name}.")
         elif model.user is not None and len(self._own_tasks()) > 1:
-            yield Note(f"{model.user.name} has models of {', '.join(self._own_tasks())}: /task NAME chooses one.")
+            yield Note(
+                f"{model.user.name} has models for the tasks {', '.join(self._own_tasks())}: /task NAME chooses one."
+            )
 
     def _own_tasks(self) -> list[str]:
         model = self.model
@@ -205,7 +210,7 @@ class Conversation:
                 hint="/good keeps complete answers only.",
             )
         if not self.exchanges:
-            raise BadInput("There is no answer yet to keep.")
+            raise BadInput("There is no answer yet to keep.", hint="ask something first")
         user, last = self._require_user(), self.exchanges[-1]
         if last.kept_as is not None and self._is_item(user, *last.kept_as):
             yield Note("This exchange is a history item already.")
@@ -278,7 +283,7 @@ class Conversation:
     def save(self, target: str = "") -> Iterator[Event]:
         """Store the conversation and all its later exchanges; with `target`, also write it to that new text file."""
         if not self.exchanges:
-            raise BadInput("There is nothing to save yet.")
+            raise BadInput("There is nothing to save yet.", hint="ask something first")
         if target:
             yield ArtifactSaved("transcript", str(self._write_transcript(target)))
         if self.model.user is None:
@@ -418,7 +423,7 @@ def _write_new_file(target: str, text: str) -> Path:
             created = True
             file.write(text)
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: ~ has no home
-        if created:  # a full disk leaves half of the file
+        if created:  # for example, a full disk leaves a part of the file
             path.unlink()
         raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error
     return path

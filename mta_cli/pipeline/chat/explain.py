@@ -71,7 +71,7 @@ def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
 
 
 def candidate_tasks(model: ChatModel) -> list[str]:
-    """The user's text tasks among which the first message chose; empty if there was no choice."""
+    """The user's tasks of texts from which the first message chose one; empty if it did not choose."""
     if model.options.task is not None or model.user is None:
         return []
     own = tasks_with_model(model.reg, model.user, model.base.fingerprint)

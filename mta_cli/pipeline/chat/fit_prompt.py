@@ -1,4 +1,4 @@
-"""The prompt of a question or a conversation: which own items it shows, and what it leaves out to fit the window."""
+"""The prompt of a question or a conversation: the user's items in it, and what is left out if it is too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Message = dict[str, str]
 
 
 class PromptTooLong(BadInput):
-    """A prompt of `tokens` tokens without history items leaves no room for an answer."""
+    """The prompt leaves no room for an answer, even without history items. `tokens` is its length in tokens."""
 
     def __init__(self, tokens: int, room: int, base: str) -> None:
         super().__init__(

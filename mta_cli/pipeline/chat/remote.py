@@ -84,7 +84,7 @@ class RemoteConversation:
         yield from self.reset()
 
     def switch_task(self, name: str = "") -> Iterator[Event]:
-        """Ask each following message as a question of the task `name`; without a name, as the model does by default."""
+        """Ask each following message as a question of the task `name`; without a name, use the model's default."""
         self._task = name or None
         yield Note(f"Each message is a separate question of task {name}." if name else "The conversation continues.")
 
@@ -99,7 +99,7 @@ class RemoteConversation:
         Raises BadInput for an answer that was stopped, is empty or repeats itself.
         """
         if not self._messages and not self._last_ended:
-            raise BadInput("There is no answer yet to keep.")
+            raise BadInput("There is no answer yet to keep.", hint="ask something first")
         if self._last_ended:
             raise BadInput(
                 f"{UNFIT_ANSWERS[self._last_ended]}, so it cannot become a history item.",

@@ -109,7 +109,7 @@ class SavedItem(msgspec.Struct):
 
 
 class WindowFull(BadInput):
-    """The messages do not fit into the model's window, or exceed another limit of the server."""
+    """The messages do not fit in the model's window, or exceed another limit of the server."""
 
 
 class ServerUnreachable(MtaError):
@@ -144,7 +144,7 @@ class RemoteAnswer:
 
 
 class ServerClient:
-    """Requests to one server. `url` ends in `/v1`; with `socket`, its host is not used.
+    """Requests to one server. `url` ends in `/v1`. With a Unix socket's path `socket`, the host in `url` is not used.
 
     Every method raises NotFound, BadInput, UsageError or MtaError with a one-line message that names the address.
     """
@@ -192,7 +192,7 @@ class ServerClient:
         user, slash, own_task = model.rpartition("/")
         try:
             return self._post_item(model, task, body)
-        except NotFound:  # as the server reads a model's name: a user first, then USER/TASK
+        except NotFound:  # like the server: the name may be a user's; if not, it is USER/TASK
             if not slash:
                 raise
             return self._post_item(user, own_task, body)

@@ -47,7 +47,10 @@ class BankMemory:
 
     @cached_property
     def without_votes(self) -> LabelMemory:
-        """The memory for the option value `habit`. It uses neighbours for label rates over time, but never embeds."""
+        """The memory for the option value `habit`. Embeds no text.
+
+        Neighbours do not vote; their items only give the label rates at the time of a question.
+        """
         return self._load_label_memory(_raise_on_embedding)
 
     def _load_label_memory(self, embed: EmbedFunction) -> LabelMemory:
@@ -83,7 +86,7 @@ class BankMemory:
     def votes_on(self, user: User, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
         """The votes of other users' items on the label of the user's question, listing the `named` strongest.
 
-        None if neighbours are not used or no other user has any.
+        None if neighbours are not used or no other user has labelled items.
         """
         from mta_cli.pipeline.memory.knn import neighbour_votes
 
@@ -92,9 +95,9 @@ class BankMemory:
         return neighbour_votes(self._reg, self._bank, self._task, fitted, user, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
-        """The kernel, weights and options by which neighbours change answers, as part of a stack's identity.
+        """The kernel, weights and options that decide how neighbours change answers; empty if neighbours are not used.
 
-        Empty if neighbours are not used.
+        They are part of a stack's configuration: if they change, the stack is trained again.
         """
         if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
@@ -134,7 +137,7 @@ class BankMemories:
         self._known: dict[str, tuple[tuple[Task, Bank | None, int], BankMemory]] = {}
 
     def of_task(self, task: Task) -> BankMemory:
-        """The memory of the task's newest ready bank, loaded again if bank or neighbours have changed."""
+        """The memory of the task's newest ready bank, loaded again if the bank or its neighbours have changed."""
         bank = self._reg.banks.latest_ready_bank(task.name, self._base)
         seal = (task, bank, self._reg.neighbours.count_neighbours(bank.id) if bank is not None else 0)
         known = self._known.get(task.name)

@@ -96,8 +96,8 @@ def update_neighbours(
 ) -> Iterator[Event]:
     """Replace the bank's neighbours by the items of `histories` whose outputs are labels.
 
-    Embeds their inputs, fits the kernel and counts the label rates. An interrupted update continues. Does nothing if
-    everything is stored or the task has no labels.
+    Embeds their inputs, fits the kernel and counts the label rates. After an interruption, the next call continues
+    where this one ended. Does nothing if nothing has changed or the task has no labels.
     """
     change = find_neighbour_change(reg, bank, task, histories)
     if not change:
@@ -148,7 +148,7 @@ def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
 
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
-    """The bank's neighbours whose users consent and whose outputs are labels, in the order of their item ids."""
+    """The bank's neighbours that are labelled and whose users consent to serve others, in the order of item ids."""
     return [one for one in reg.neighbours.consenting_neighbours(bank.id) if _is_label(one, task)]
 
 
@@ -157,7 +157,10 @@ def _is_label(one: Item | Neighbour, task: Task) -> bool:
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """The index of the bank's `labelled_items`; None without any. Raises IntegrityFault if vectors differ in length."""
+    """The index of the bank's `labelled_items`; None if there are none.
+
+    Raises IntegrityFault if the stored embeddings differ in length.
+    """
     return _index_items(labelled_items(reg, bank, task), bank, task)
 
 

@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 
 class ScrollingDialog(ModalScreen[Answer]):
-    """A dialog whose buttons have the focus while keys scroll the text with the class `long`."""
+    """A dialog in which arrow and page keys scroll the text of class `long`, while a button keeps the focus."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(key, f"scroll_text('{action}')", "Scroll", show=False, tooltip="Scroll the text")
@@ -111,7 +111,7 @@ class ClosingDialog(ModalScreen[None]):
         self._job_title = running
 
     def compose(self) -> ComposeResult:
-        """A sentence that names what is running."""
+        """A sentence that names the running job or answer."""
         with Vertical(classes="dialog"):
             yield Static(block_text(f"{self._job_title}: the window closes after the current step."))
 

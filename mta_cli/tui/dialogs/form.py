@@ -1,6 +1,6 @@
 """Forms: fields with defaults, faults beside the fields, and the job's plan before it starts.
 
-An empty field has the value of the setting, which is shown dimmed. Knows no job.
+An empty field has the value of the setting, which is shown dimmed. Works for any kind of job.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 
 
 def option_fields(settings: Settings, cls: type[Any], main: Sequence[str] = ()) -> Iterator[FormField]:
-    """The form fields of all options of a class that have flags: first the `main` ones, then the others, collapsed."""
+    """The form fields of a class's options that have flags: first the `main` ones, then the others, collapsed."""
     others = (spec.name for spec in fields(cls) if not spec.metadata["settings_only"] and spec.name not in main)
     yield from (setting_field(settings, cls, name) for name in main)
     yield from (setting_field(settings, cls, name, advanced=True) for name in others)
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
-    """An error's lines by the field that they are about, and its other lines.
+    """The first line of an error about each field, by the field's name, and the error's other lines.
 
     Flags in these lines are replaced by the labels of their fields; commands stay as they are typed in a shell.
     """
@@ -180,7 +180,14 @@ class FormDialog(ScrollingDialog[FormValues | None]):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),
-        Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
+        Binding(
+            "escape",
+            "back",
+            "Back",
+            id="form.back",
+            tooltip="Back to the fields; from the fields, close the form",
+            priority=True,
+        ),
     ]
 
     def __init__(self, form: Form) -> None:
@@ -256,7 +263,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             suggested = await suggest(filled)
         except MtaError as raised:
             error = MtaError(raised.message)
-        except Exception as raised:  # shown, not raised, because the form is not submitted yet
+        except Exception as raised:  # shown, not raised, because the user is still typing
             error = MtaError(f"{type(raised).__name__}: {raised}")
         if not self._is_open or self.form_values != filled:  # closed or changed meanwhile
             return

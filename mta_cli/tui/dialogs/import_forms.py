@@ -1,6 +1,6 @@
 """The forms that read a file: an import, and `quick`, which goes from a file to a verdict.
 
-Columns and formats are guessed by the same code as on the command line. Runs no job.
+Columns and formats are guessed by the same code as on the command line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
         FormField("format", "format", default_text="recognised from the content", choices=tuple(FORMATS), help=format),
         *option_fields(context.settings, ImportOptions, IMPORT_MAIN_FIELDS),
         FormField("task", "task", default_text="as in the file, or free", help=task, choices=context.task_names),
-        _consent_field("new users may, except those of mail, chats and repositories"),
+        _consent_field("new users may, except users from mail, chats and repositories"),
     )
 
 
@@ -157,7 +157,7 @@ def _suggest_quick(context: FormContext, filled: FormValues) -> Mapping[str, str
 IMPORT_FORM = JobForm(
     "data import",
     "i",
-    "Histories from a file, checked as a whole first.",
+    "Histories from a file, which is checked completely first.",
     _import_fields,
     _import_request,
     _suggest_import,

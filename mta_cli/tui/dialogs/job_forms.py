@@ -1,6 +1,6 @@
 """The forms of jobs that the window can start: the fields of each, and the request made from their values.
 
-Values are processed like flags on the command line. Knows no widget and runs no job.
+Values are processed like flags on the command line. The window's queue runs the jobs.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
 
 def guess_task(reg: Registry, user: str | None) -> str | None:
-    """The likely task: that of the selected user, else the only task with a bank, else the only task."""
+    """The likely task: the user's task with most items, else the only task with a bank, else the only task of users."""
     from mta_cli.pipeline.data.tasks import has_task
 
     with suppress(NotFound):  # the user was removed elsewhere
@@ -98,7 +98,7 @@ def guess_task(reg: Registry, user: str | None) -> str | None:
 
 
 def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
-    """The plans of a job's dry run, with its notes as a plan of their own."""
+    """The plans of a job's dry run, and its notes as one more plan."""
     events = [event for event in request.make_events(reg, True) if not isinstance(event, JobResult)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
     plans = [event for event in events if isinstance(event, JobPlan)]
@@ -179,7 +179,7 @@ def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
 
 
 def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
-    """Request to run the demo: in the open store if it has no users, else in a store of its own beside it."""
+    """The request to run the demo: in the open store if it has no users, else in a new store beside it."""
     from mta_cli.pipeline.demo import demo_history_items, plan_demo, run_demo
     from mta_cli.pipeline.requests import demo_request
 
@@ -205,7 +205,7 @@ def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
 JOB_FORMS = {
     job_form.kind: job_form
     for job_form in (
-        JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
+        JobForm("bank build", "b", "The task adapter, and anchors with a meta-LoRA each.", _bank_fields, _bank_request),
         JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
         EVAL_FORM,
         IMPORT_FORM,

@@ -1,6 +1,6 @@
-"""The types behind job forms: the state that a form shows, a kind of job, and a requested job. Knows no kind of job.
+"""The types behind job forms: the state that a form shows, a kind of job, and a requested job.
 
-Values are processed like flags on the command line.
+`job_forms` defines the kinds. Values are processed like flags on the command line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class JobRequest:
 class JobForm:
     """The form of a kind of job: its fields, and the function that makes a request from their values.
 
-    That function raises UsageError for invalid values. `suggest` reads the file named in the values and returns
+    `make_request` raises UsageError for invalid values. `suggest` reads the file named in the values and returns
     defaults for empty fields.
     """
 
@@ -73,7 +73,7 @@ def parse_path(text: str) -> Path:
 
 
 def task_field(context: FormContext, *, needed: bool = False) -> FormField:
-    """The form field for a task, filled with the likely one; with `needed`, it must not be empty."""
+    """The form field for a task, filled with the context's task; with `needed`, it must not be empty."""
     value = context.task if context.task in context.task_names else ""
     return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class AskingScreen(BaseScreen):
     """A screen with a prompt and a status line; without a selected user it shows help."""
 
-    AUTO_FOCUS = ""  # `reload` chooses the focus; without a user every key belongs to the window
+    AUTO_FOCUS = ""  # `reload` sets the focus; without a user nothing has it, so that the window gets every key
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class AskingScreen(BaseScreen):
         return stopping
 
     def question_options(self, task: str | None, mode: str | None = None) -> ChatOptions | None:
-        """The options of the next question, from the settings; None, with the error shown, if a setting is invalid."""
+        """The options of the next question, from the settings; None if a setting is invalid, which is shown."""
         try:
             return question_options_from_settings(self.mta_app.settings, task, mode)
         except MtaError as error:

@@ -66,13 +66,13 @@ class BankScreen(BaseScreen):
 
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (170, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (170, "-wide")]  # noqa: RUF012 - Textual declares no ClassVar
     VERTICAL_BREAKPOINTS = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
     HELP = (
         "An anchor represents a cluster of users. cluster: its size when the bank was built; nearest: how many users "
-        "are nearest to it now; loss: of its training, first and last; recipes: how many users' recipes hold it, and "
-        "with what weight; change: by how much the loss on held-out queries fell for the adapted ones (more is "
-        "better).\n"
+        "are nearest to it now; loss: its first and last training loss; recipes: how many users' recipes contain it; "
+        "weight: its mean weight in them; change: by how much the stacks of these users lowered the loss on held-out "
+        "queries (more is better).\n"
         "Enter selects the anchor's user for all screens; the map then shows that user's neighbours and recipe. z "
         "enlarges the map."
     )
@@ -82,7 +82,7 @@ class BankScreen(BaseScreen):
             "B", "step_bank(-1)", "Previous bank", id="bank.previous", show=False, tooltip="Show the next newer bank"
         ),
         Binding(
-            "m", "focus_widget('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"
+            "m", "focus_widget('map')", "Map", id="bank.map", tooltip="Go to the map, where arrow keys select anchors"
         ),
         Binding("t", "focus_widget('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
         Binding("n", "start('bank build')", "Build", id="bank.build", tooltip="Build a bank"),

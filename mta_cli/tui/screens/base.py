@@ -85,7 +85,7 @@ class BaseScreen(Screen[None]):
 
     @property
     def mta_app(self) -> MtaApp:
-        """The window, with its own type."""
+        """The app, typed as `MtaApp`."""
         return cast("MtaApp", self.app)
 
     def compose(self) -> ComposeResult:
@@ -104,12 +104,12 @@ class BaseScreen(Screen[None]):
     def reload_if_current(self, *, finish_first: bool = False) -> None:
         """Read the data again if this screen is visible; otherwise that happens when it is shown next.
 
-        A running reload is dropped; with `finish_first` it is finished, and another one follows.
+        A running reload is cancelled and started again; with `finish_first` it is finished first.
         """
         self.update_tab_bar()
         if finish_first and any(one.node is self and one.group == "reload" and one.is_running for one in self.workers):
             self._reload_again = True
-        elif self.is_current and self.is_mounted:  # before, its widgets are not there yet, and its resume event comes
+        elif self.is_current and self.is_mounted:  # otherwise `on_screen_resume` will reload it
             self._reload_in_worker()
 
     @work(group="reload", exclusive=True, exit_on_error=False)
@@ -165,7 +165,7 @@ class BaseScreen(Screen[None]):
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """Reload when the screen is shown again, unless only a reading error was shown over it."""
+        """Reload when the screen is shown again, except after the dialog of a reading error, if nothing has changed."""
         told, self._error_shown_at = self._error_shown_at, None
         if told == self._window_state:
             self.update_tab_bar()

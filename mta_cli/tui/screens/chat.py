@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.chats import ChatSummary
 
-MODES: tuple[str | None, ...] = (None, "base", "common", "fused", "adapted")  # None: the most personal there is
+MODES: tuple[str | None, ...] = (None, "base", "common", "fused", "adapted")  # None: the most personal mode of the user
 MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
 MAX_CHATS_LISTED = 100  # conversations
 NO_USER_HELP = """No user selected.
@@ -48,13 +48,13 @@ class ChatScreen(AskingScreen):
         "stored at once.\n"
         "Escape stops an answer and keeps the text so far. After a failure your message is back in the prompt.\n"
         "m changes the model: the most personal one, the base, the common model, the fusion, the adapted one. t "
-        "switches between a conversation and the tasks, whose questions are asked each by itself.\n"
+        "switches between a conversation and the user's tasks; with a task, each message is a separate question.\n"
         "w shows why the last answer is as it is: what it is made of, the history items in its prompt, what the label "
         "memory added, which neighbours voted, and how words were chosen.\n"
         "h shows earlier conversations; type to search them, Enter continues one. g keeps the last exchange as a "
         "history item of the user, to learn from."
     )
-    CSS_PATH = ["asking.tcss", "chat.tcss"]  # noqa: RUF012 - declared by Textual as no ClassVar
+    CSS_PATH = ["asking.tcss", "chat.tcss"]  # noqa: RUF012 - Textual declares no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
@@ -78,7 +78,7 @@ class ChatScreen(AskingScreen):
             "Copy",
             id="chat.copy",
             show=False,
-            tooltip="Copy the last answer; the reasons where they have the focus",
+            tooltip="Copy the last answer, or its reasons if they have the focus",
         ),
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),

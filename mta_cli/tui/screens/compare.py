@@ -47,7 +47,7 @@ HELD_OUT_WARNING = (
 )
 
 
-# a request to a loaded model and to the models of other users
+# asks a loaded model and the models of other users; yields the events of the answers
 AskModel = Callable[["ChatModel", Sequence["User"]], Iterator[Event]]
 
 
@@ -74,9 +74,9 @@ class CompareScreen(AskingScreen):
     SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
         "The same prompt goes to the base, to the common model of all users, to the user's fusion of anchors and to "
-        "the user's adapted model, in one batch of one loaded base. Each column is headed by its step of the ladder: "
-        "what is better than the column to its left comes from what that step adds. Own examples in the prompt are "
-        "the same for all.\n"
+        "the user's adapted model, in one batch of one loaded base. The head of each column is its step of the ladder: "
+        "a difference from the column to its left is the effect of what that step adds. All columns have the same own "
+        "examples in the prompt.\n"
         "Press i, type a question and press Enter; or press p and pick a held-out one: then the gold answer is "
         "known, and each column shows its likelihood under the model and the metrics of the model's own answer.\n"
         "A asks the held-out questions of the task, at most 200, and fills a strip of right and wrong for each column; "
@@ -86,7 +86,7 @@ class CompareScreen(AskingScreen):
         "Select a column with the arrow keys or the mouse; g keeps its answer as a history item of the user, to learn "
         "from."
     )
-    CSS_PATH = ["asking.tcss", "compare.tcss"]  # noqa: RUF012 - declared by Textual as no ClassVar
+    CSS_PATH = ["asking.tcss", "compare.tcss"]  # noqa: RUF012 - Textual declares no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
@@ -105,7 +105,7 @@ class CompareScreen(AskingScreen):
             "Copy",
             id="compare.copy",
             show=False,
-            tooltip="Copy the selected answer, or the first; the scores where they have the focus",
+            tooltip="Copy the selected answer, else the first one; or the scores if they have the focus",
         ),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
         Binding("s", "stop", show=False),  # the same key as in Jobs
@@ -119,7 +119,7 @@ class CompareScreen(AskingScreen):
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: dict[str, ItemKept] = {}
-        self._gold_summary = ""  # the gain of personal models in the likelihood of the gold answer
+        self._gold_summary = ""  # text on the gold answer's probability under the common and the personal model
         self._own_examples: int | None = None  # the number of own examples in the last prompt
 
     def compose_body(self) -> ComposeResult:
@@ -212,7 +212,7 @@ class CompareScreen(AskingScreen):
 
     @work(group="stays")
     async def action_add_user(self) -> None:
-        """Let the user choose another user, whose model answers too from the next question on."""
+        """Let the user choose another user, whose model gets a column; ask the question in the prompt again."""
         if self._user is None:
             return
         picker = UserPicker("Which user's model answers too?", without=(self._user, *self._other_users))
@@ -283,7 +283,7 @@ class CompareScreen(AskingScreen):
         )
 
     def _prompt_question(self) -> compare.Question:
-        """The question in the prompt; a held-out one while text and task are those of the picked query."""
+        """The question in the prompt: the picked held-out one if its text and task were not changed."""
         text, query = self.query_one(PromptArea).text, self._picked_query
         if query is not None and query.task == self._prompt_task and clean_text(query.input) == text:
             return _held_out_question(query)
@@ -296,7 +296,7 @@ class CompareScreen(AskingScreen):
         task = self._prompt_task or likely_task(self._user_queries.tasks, None)
         queries = [query for query in self._user_queries.queries if query.task == task]
         if task is None and self._user_queries.queries:
-            self.show_status("Choose a task first: t.")
+            self.show_status("Press t to choose a task first.")
         elif not queries:
             self.show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
         elif not self.report_if_answering():

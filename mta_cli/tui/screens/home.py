@@ -54,10 +54,10 @@ class HomeScreen(BaseScreen):
     CSS_PATH = "home.tcss"
     AUTO_FOCUS = "#next"
     HELP = (
-        "Next: what the store lacks first, or what its models can be used for.\n"
+        "Next: the step that the store needs next, or what its models can be used for.\n"
         "Jobs: the latest, with their results. ↗ runs in another process; ↻ was interrupted and can be resumed.\n"
-        "Helped most and least: the users whose own model is most better or worse than the common one in the newest "
-        "evaluation; without one, by the held-out loss before and after the adaptation. + is better.\n"
+        "Helped most and least: the users whose own model gains or loses most against the common one in the newest "
+        "evaluation. Without an evaluation, the held-out loss before and after adapting is compared. + is better.\n"
         "Enter opens the entry's screen. The arrow keys move through all lists."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -137,7 +137,7 @@ class HomeScreen(BaseScreen):
         self._show_jobs()
 
     def _notify_job_end(self, job: Job) -> None:
-        """Tell of the job's end on screens that do not show it: all but Home, and for a failure also all but Jobs."""
+        """Notify of the job's end, unless the current screen shows it: Home, or, for a failure, Jobs."""
         if not self.is_current and job.state == "done":
             self.notify(f"{job.kind} {job.title}: done. Press 0 to see the result.", markup=False)
         self.mta_app.notify_if_failed(job)

@@ -1,6 +1,6 @@
 """The Jobs screen: interrupted, running, waiting and finished jobs, to be started, watched, stopped and resumed.
 
-The job queue runs them. Knows no job's options.
+The job queue runs them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class JobsScreen(BaseScreen):
 Enter resumes an interrupted or stopped job, and on other jobs moves to the log.
 A stopped bank build, adaptation or evaluation keeps what is finished and a checkpoint of the rest.
 The curve is the loss of each training step, before the weights change; the loss in the log is measured after the last
-step. The height is relative: the percentage says how much the loss changed."""
+step. The curve's height is relative; the percentage says how much the loss changed."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),

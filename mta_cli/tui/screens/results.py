@@ -1,7 +1,6 @@
-"""The Results screen: evaluations, and of the selected one the ladder, methods, label memories, differences and
-numbers.
+"""The Results screen: a list of evaluations, and the ladder, methods, label memories, differences and numbers of one.
 
-Shows stored result documents, read by `lab.report`. Measuring is a job.
+Shows stored result documents, read by `lab.report`. Evaluations are made by jobs.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ class ResultsScreen(BaseScreen):
         self._selected_metric: str | None = None
 
     def compose_body(self) -> ComposeResult:
-        """The list, a line on the design, the views."""
+        """The list of evaluations, a line on the design of the selected one, and the views of its results."""
         yield Static(Text(NO_EVALUATIONS_HELP), id="empty")
         with Vertical(id="pane"):
             table: DataTable[Text] = DataTable(id="evaluations", cursor_type="row")
@@ -161,7 +160,7 @@ class ResultsScreen(BaseScreen):
                     yield beside
 
     async def reload(self) -> None:
-        """Read the evaluations of the selected task; show the one that was selected, else the first finished one."""
+        """Read the evaluations of the selected task; keep the selected one, else select the newest finished one."""
         task = self.mta_app.selected_task
         selected = entry.number if (entry := self._selected) is not None else None
         self._evaluations = await self.mta_app.store_thread.run(lambda reg: _read_evaluations(reg, task))
@@ -357,9 +356,9 @@ def _differences_note(document: ResultDocument, metric: str) -> Text:
         return line_text("No differences were computed in this metric.")
     unit = " in nats" if metric == LOGLIK_METRIC else ""
     reference = document["reference"]
-    lead = f"{reference} minus each method{unit}, and how {reference} does. "
+    lead = f"{reference} minus each method{unit}, with a verdict on {reference}. "
     if len(variants := differences_by_reference(document, metric)) > 1:
-        lead = f"{' or '.join(variants)} minus each method{unit}, and how the first does. "
+        lead = f"{' or '.join(variants)} minus each method{unit}, with a verdict on the former. "
     marked = any(is_exploratory(row) for row in differences(document, metric))
     words = line_text(f"{lead}{wording.EXPLORATORY_NOTE + '. ' if marked else ''}{wording.describe_power(document)}")
     words.no_wrap = False

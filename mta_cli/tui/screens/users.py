@@ -213,7 +213,7 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
-        """Show what a removal of this user removes, ask, and queue the removal."""
+        """Show what removing this user removes; after a confirmation, queue the removal."""
         from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
 
         if (name := self.highlighted_user) is None:
@@ -316,7 +316,7 @@ class UsersScreen(BaseScreen):
             user, items = await self.mta_app.store_thread.run(look)
         except NotFound:  # removed since the row was read
             self._shown_user = None
-            self.query_one(UserPane).clear_user("gone")
+            self.query_one(UserPane).clear_user("This user was removed.")
             return
         pane = self.query_one(UserPane)
         if self._shown_user != name:

@@ -1,1 +1,1 @@
-"""The widgets of the screens. They know neither screens nor the store."""
+"""The widgets of the screens. They use no screen and do not read the store."""

@@ -36,8 +36,8 @@ class ReasonsPane(VerticalScroll, can_focus=True):
     HELP: ClassVar[str] = (
         "The reasons of the last answer. The first line is the step of the ladder that answered, with its parts. "
         "History: the user's items in the prompt.\n"
-        "Labels: the probability of each by the model alone → with label memory; how often the user gave it; its share "
-        "of the neighbours' votes.\n"
+        "Labels: each label's probability by the model alone → with label memory; how often the user gave it; its "
+        "share of the neighbours' votes.\n"
         "Neighbours: items of the bank's other users. Each votes for its label; nearer items have more weight.\n"
         "w or Escape closes it, z enlarges it, y copies it."
     )

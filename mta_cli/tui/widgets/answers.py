@@ -1,6 +1,6 @@
 """Answers side by side: streaming columns with marked differences and metrics.
 
-Knows the form of a comparison's result; runs no model.
+Shows the events and results of `pipeline.chat.compare`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mta_cli.tui.widgets.waiting import WaitingLine
 
 ORDER = ("base", "common", "fused", "adapted")  # columns of other users follow in order of arrival
 MIN_COLUMN_WIDTH = 19  # four columns fit in 80 cells; more are scrolled
-# marks of a label: the answer, right or wrong; the right one; the answer if the right one is unknown; any other
+# marks of labels: right answer, wrong answer, right label (not answered), answer if the right label is unknown, others
 RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"
 RIGHT_STYLE, WRONG_STYLE = "bold $text-success", "bold $text-error"
 DIFF_STYLE = "bold underline $text-accent"
@@ -48,8 +48,8 @@ class AnswerColumn(VerticalScroll):
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
         "Left and right select a column; g keeps the selected answer as a history item.\n"
-        "Where the task has labels each has a bar: its share among all labels. ✓ answered and right, ✗ answered and "
-        "wrong, ◆ the right one, ▸ answered where the right one is not known."
+        "If the task has labels, each has a bar: its probability among all labels. ✓ the answer, right; ✗ the answer, "
+        "wrong; ◆ the right label, not answered; ▸ the answer, if the right label is not known."
     )
 
     def __init__(self, key: str) -> None:

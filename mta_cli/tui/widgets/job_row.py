@@ -65,7 +65,7 @@ def other_process_header(what: str) -> Text:
     return Text("\n").join(
         [
             line_text(f"↗ {what}", "bold"),
-            line_text("It runs in another process: only there its progress is shown and it can be stopped."),
+            line_text("It runs in another process. Only that process shows its progress and can stop it."),
         ]
     )
 

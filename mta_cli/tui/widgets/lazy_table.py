@@ -32,8 +32,9 @@ FetchRows = Callable[[int, int], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `width` cells; a column that `grows` takes the remaining width. The highest `drop_priority` is
-    dropped first.
+    """A column of `width` cells; a column that `grows` takes the remaining width.
+
+    In a narrow table, columns with the highest `drop_priority` are left out first; 0 is never left out.
     """
 
     key: str
@@ -47,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell. `kind` is good, bad, quiet, chosen or empty."""
+    """The text of a cell. `kind` chooses the style: good, bad, quiet, chosen, or an empty text."""
 
     text: str
     kind: str = ""
@@ -302,7 +303,7 @@ class LazyTable(ScrollView, can_focus=True):
             self._fetching_pages = False
 
     def _visible_pages(self) -> range:
-        """The pages of the visible rows, which the cursor may have left by scrolling with the wheel."""
+        """The pages of the visible rows. After scrolling with the wheel, the cursor may be on another page."""
         top = self.scroll_offset.y
         last = min(top + self._visible_row_count, self.row_count) - 1
         return range(top // PAGE_ROWS, last // PAGE_ROWS + 1)

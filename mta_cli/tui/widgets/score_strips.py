@@ -71,7 +71,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
         "A asks all held-out questions. Each column has a strip with one mark for each question: ✓ right, ✗ wrong; "
-        "a number is the error of a score; the bar of a text is as high as its ROUGE-1. Beside the strip is the score "
+        "a digit is the size of an error; for texts, the height of a bar is the ROUGE-1. Beside the strip is the score "
         "that evaluations use.\n"
         "Escape stops and keeps what was answered. y copies the scores."
     )

@@ -43,9 +43,9 @@ class UserPane(VerticalScroll):
     """A pane with sections about one user; empty sections are hidden."""
 
     HELP: ClassVar[str] = (
-        "Recipe: whose models make up this user's, as shares of one bar; letters and colours are those of the map in "
-        "Bank, ░ is what is left to the task adapter. Without a recipe the most similar anchors are named, with the "
-        "cosine of both profiles.\n"
+        "Recipe: the anchors whose models make up this user's, as shares of one bar. Letters and colours are the same "
+        "as on the map in Bank; ░ is the task adapter's share. Without a recipe, the most similar anchors are listed, "
+        "with the cosine similarity of the profiles.\n"
         "Loss: before the adaptation, at each training step, and of the saved stack. A loss is the mean surprise at "
         "the right answer, in nats: 0 is certain, 0.7 is one in two, 2.3 is one in ten. Held-out queries were never "
         "trained on."
@@ -63,7 +63,7 @@ class UserPane(VerticalScroll):
         self.clear_user()
 
     def clear_user(self, why: str = "") -> None:
-        """Show no user, but the text `why`."""
+        """Show the text `why` instead of a user."""
         self.query_one("#who", Static).update(line_text(why, "dim"))
         for name in SECTION_TITLES:
             self._show_section(name, False)
@@ -122,7 +122,7 @@ def _model_line(user: UserDetail) -> str:
         parts.append(f"recipe {format_bytes(recipe.bytes)} by {recipe.method}")
     if (stack := user.stack) is not None:
         parts.append(f"stack {format_bytes(stack.bytes)}, {stack.shots} shots, {stack.steps} steps")
-    parts = parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"]
+    parts = parts if len(parts) > 1 else [*parts, "no recipe yet: press a to adapt"]
     if user.other_bases:
         parts.append(f"also a model on {', '.join(user.other_bases)}")
     return " · ".join(parts)
@@ -162,7 +162,8 @@ def weighted_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | N
 def shown_losses(user: UserDetail) -> tuple[float, ...]:
     """The loss before the last adaptation, at each of its steps, and of the stack that it saved.
 
-    Both ends are means over the same shots; steps show other numbers of own items, so their losses differ much.
+    The first and the last value are means over the same shots. Steps vary in the number of own items that their prompts
+    show, so the losses of steps differ much.
     """
     stack = user.stack
     if stack is None or not user.losses or stack.steps != len(user.losses):

@@ -1,4 +1,4 @@
-"""What Chat and Compare share: options of a question, one running request, and one conversation."""
+"""Parts that Chat and Compare share: options of a question, one running request, and one conversation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class ChatSession:
     def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
         """Yields the events of answering one message, in the model's thread.
 
-        The model is prepared again if another user used it or the base changes. Otherwise it keeps its KV cache.
+        The model is prepared again if its user, its options or the base have changed. Otherwise it keeps its KV cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
@@ -118,7 +118,7 @@ class ChatSession:
     def explain_last(self, context: WorkerContext) -> Iterator[Event]:
         """Yields the reasons of the last answer, in the model's thread. Restores this conversation's model first."""
         if self._conversation is None or self._answered_with is None:
-            raise BadInput("This conversation has no answer yet that can be explained.", hint="ask something first")
+            raise BadInput("This conversation has no answer to explain yet.", hint="ask something first")
         self._restore_own_model(context, self._conversation, self._answered_with)
         yield JobResult(self._conversation.explain_last())
 

@@ -17,7 +17,7 @@ MAX_BUFFERED = 5000  # events; a thread with more unhandled events waits for the
 
 
 class EventBuffer:
-    """Collects events of a thread and calls `handle` with them in the window's thread, at most once in `seconds`."""
+    """Collects events of a thread and passes them to `handle` in the window's thread, after `seconds`."""
 
     def __init__(self, app: App[Any], handle: Callable[[list[Event]], None], seconds: float) -> None:
         self._app, self._handle, self._seconds = app, handle, seconds

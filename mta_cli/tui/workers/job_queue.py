@@ -1,4 +1,4 @@
-"""The window's job queue: runs jobs one at a time in a thread worker. Knows no widget.
+"""The window's job queue: runs jobs one at a time in a thread worker. Uses no widgets.
 
 A job's events are applied in batches and the screen is updated at most eight times a second, to limit repaints.
 """
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def stop_note(self) -> str:
-        """A sentence on what stopping the job does, for a question."""
+        """What stopping the job does, as a sentence for the question that confirms it."""
         if self.state == "waiting":
             return "It has not begun."
         kept = " What is finished is kept, and it can be resumed later." if self.can_be_resumed else ""
@@ -153,7 +153,7 @@ class JobUpdated(Message, bubble=False):
 
 
 class JobQueue:
-    """The jobs of this window, oldest first. Everything but `_run_job` belongs to the window's thread."""
+    """The jobs of this window, oldest first. Only `_run_job` and `_forward_events` run in a job's thread."""
 
     GROUP = "jobs"
 

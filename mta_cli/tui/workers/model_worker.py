@@ -1,4 +1,4 @@
-"""Answers all requests of the window with one loaded base, in one thread. Knows neither widgets nor questions."""
+"""Answers all requests of the window with one loaded base, in one thread. Works for any kind of request."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class WorkerContext:
         return self._choose_base().fingerprint == self._loaded.fingerprint
 
     def _choose_base(self) -> ModelEntry:
-        """The base that the user chose, else as `choose_base`; if that finds several, the loaded one."""
+        """The base that the user chose, else the one that `choose_base` finds; if it finds several, the loaded base."""
         from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.models.installed import resolve_model
 
@@ -113,7 +113,7 @@ class ModelWorker:
     def __init__(self, app: App[Any], root: Path, timeout: float, base: str, *, chosen: bool = True) -> None:
         self._app, self._root, self._timeout, self._base, self._chosen = app, root, timeout, base, chosen
         self.on_kept: Callable[[ItemKept], None] = lambda kept: None
-        """Called in the window's thread with every history item that an answer became."""
+        """Called in the window's thread with each history item that was made from an answer."""
         self._queue: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
         self._open_requests: list[ModelRequest] = []
         self._started = False

@@ -30,7 +30,7 @@ class StoreThread:
     async def run(self, action: Callable[[Registry], T]) -> T:
         """Run `action` on the store, which is made if it is missing; returns its result.
 
-        Raises its errors and those of opening the store.
+        Raises the errors of `action` and of opening the store.
         """
         found = await asyncio.wrap_future(self._thread.submit(self._run_action, action))
         if isinstance(found, ItemKept):

@@ -1,4 +1,4 @@
-"""Undoes keeping an answer as a history item, and lists what a removal removes along. Knows no widget."""
+"""Undoes keeping an answer as a history item, and lists everything that a removal removes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTHING_VALUES = ("0", "no bank", "none")
 
 
 def removal_effects(events: Iterable[Event]) -> tuple[str, list[str]]:
-    """From the plan of a removal: what it removes, in one line, and a line for each part that goes along."""
+    """From the plan of a removal: what it removes, in one line, and a line for each part that is removed with it."""
     first, *rest = next(event for event in events if isinstance(event, JobPlan)).lines
     return first.value, [f"{line.name}: {line.value}" for line in rest if line.value not in NOTHING_VALUES]
 

@@ -464,7 +464,7 @@ async def test_asking_all_says_what_is_missing(demo_store: Path) -> None:
         screen = await enter(app, pilot, "compare", "ida")
         assert screen._prompt_task is None
         await pilot.press("A")
-        assert "Choose a task first: t." in screen_text(app) and not turn(app).in_progress
+        assert "Press t to choose a task first." in screen_text(app) and not turn(app).in_progress
 
 
 async def test_asking_all_with_an_invalid_setting_begins_nothing(

@@ -89,7 +89,7 @@ async def test_the_pane_says_what_a_model_is_made_of_and_how_it_came(demo_store:
         await pilot.press("down", "down")
         await settled(app, pilot)
         text = pane(app)
-        assert text.startswith("kim") and "no recipe yet: a adapts" in text and "Loss" not in text
+        assert text.startswith("kim") and "no recipe yet: press a to adapt" in text and "Loss" not in text
 
 
 async def test_it_filters_while_it_is_typed(demo_store: Path) -> None:

@@ -112,7 +112,7 @@ async def test_somebody_who_is_gone_meanwhile_is_no_error(demo_store: Path) -> N
             reg.users.forget(reg.users.get("jon").id)
         await pilot.press("down")
         await settled(app, pilot)
-        assert isinstance(app.screen, UsersScreen) and pane(app).strip() == "gone"
+        assert isinstance(app.screen, UsersScreen) and pane(app).strip() == "This user was removed."
         await pilot.press("d")
         await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
         assert "There is no user 'jon'" in screen_text(app)

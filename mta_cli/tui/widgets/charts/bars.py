@@ -16,7 +16,7 @@ from textual.widget import Widget
 from mta_cli.tui.widgets.charts.canvas import truncate_line
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
-FULL_BLOCK, NEGATIVE_BLOCK = "█", "▒"  # a value above and one below zero
+FULL_BLOCK, NEGATIVE_BLOCK = "█", "▒"  # for values above and below zero
 LABEL_SHARE = 0.4
 
 
@@ -24,7 +24,7 @@ LABEL_SHARE = 0.4
 class Bar:
     """A labelled bar; a value of None has no bar. `value_text` is the number beside it; `strong` lines are highlighted.
 
-    `tone` is good, bad or empty and chooses the colour; the label must say the same without colour.
+    `tone` chooses the colour: good, bad, or an empty text. The label must say the same without colour.
     """
 
     label: str
@@ -48,11 +48,10 @@ def bar_text(value: float | None, most: float, width: int) -> str:
 def bar_lines(
     bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim", tones: Mapping[str, str] | None = None
 ) -> Text:
-    """Label, bar and number of each in `width` cells; `style` is for bars, `quiet` for lines that are not strong.
+    """A line for each bar in `width` cells: label, bar and number.
 
-    `tones` are the styles of bars, and their labels, by tone.
-
-    A full bar is 1, or the largest value if that is greater.
+    `style` is the style of bars, `quiet` the style of numbers that are not strong; `tones` are the styles of labels and
+    bars by tone. A bar of full length is 1, or the largest absolute value if that is greater.
     """
     shown = Text(no_wrap=True, overflow="crop", end="")
     numbers = max((cell_len(one.value_text) for one in bars), default=0)

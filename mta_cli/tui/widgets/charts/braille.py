@@ -35,7 +35,10 @@ class BrailleGrid:
 
 
 def braille_grid(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> BrailleGrid:
-    """Draw points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) on a grid of cells."""
+    """Draw points on a grid of `width` × `height` cells.
+
+    `columns` [points] are their dots from the left, 0 … 2·width - 1; `rows` [points] from the top, 0 … 4·height - 1.
+    """
     cells = (rows // DOTS_PER_CELL_Y) * width + columns // DOTS_PER_CELL_X
     bits = np.array(DOT_BITS, np.uint8)[rows % DOTS_PER_CELL_Y, columns % DOTS_PER_CELL_X]
     masks = np.zeros(width * height, np.uint8)

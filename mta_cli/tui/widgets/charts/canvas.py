@@ -1,4 +1,4 @@
-"""A rectangle of character cells on which charts draw text. Knows no widget and no theme."""
+"""A rectangle of character cells on which charts draw text. Uses no widgets and no theme."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mta_cli.tui.widgets.charts.plot import Plot
 
 Tone = Literal["plain", "strong", "good", "bad"]
 MAX_NAME_CELLS, MIN_BAR_CELLS = 18, 8
-AXIS_MARGIN = 0.03  # of the axis, free at both ends
+AXIS_MARGIN = 0.03  # free at each end of the axis, as a share of the values' range
 MIN_NOTE_WIDTH = 60  # the minimum width of a plot with notes
 LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├", "┤", "●", "─", "┊", "┼"
 
@@ -72,7 +72,7 @@ class IntervalPlot(Plot):
 
 
 def draw_intervals(rows: Sequence[IntervalRow], reference: float | None, width: int) -> Canvas:
-    """Draw the rows on `width` cells; without room, notes are left out."""
+    """Draw the rows in `width` cells; below `MIN_NOTE_WIDTH` cells, notes are left out."""
     canvas = Canvas(width, len(rows) + 2 if rows else 0)
     names = min(MAX_NAME_CELLS, max((cell_len(row.name) for row in rows), default=0), width // 3)
     notes = max((cell_len(row.note) for row in rows), default=0) if width >= MIN_NOTE_WIDTH else 0
@@ -139,7 +139,7 @@ class Scale:
         return min(max(round(part * (self.cells - 1)), 0), max(self.cells - 1, 0))
 
     def ticks(self, wanted: int) -> list[float]:
-        """Round values within the axis, about `wanted` many."""
+        """About `wanted` round values within the axis."""
         reach = self.high - self.low
         if reach <= 0 or not math.isfinite(reach):
             return [self.low]

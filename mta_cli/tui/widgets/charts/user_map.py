@@ -74,10 +74,10 @@ class UserMapView(Plot, can_focus=True):
 
     HELP = (
         "The map shows every user with a profile along the two main directions of all profiles. Letters are anchors. "
-        "Few users are coloured as their nearest anchor; where there are many, brighter means more, and the users "
-        "nearest to the selected anchor are coloured.\n"
+        "With few users, each has the colour of the nearest anchor. With many, brighter means more users, and only the "
+        "users nearest to the selected anchor are coloured.\n"
         "Lines go from the selected user to the anchors of their recipe: a double line to the largest weights, a "
-        "dotted one to small ones. The last line names the weights; ░ is what is left to the task adapter.\n"
+        "dotted one to small ones. The last line names the weights; ░ is the task adapter's share.\n"
         "Arrow keys go to the next anchor in that direction. A click on a letter selects the anchor, on a dot the user."
     )
     COMPONENT_PREFIX = "user-map"
