@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # the most items that are predicted, evenly distributed over users
-MAX_LADDER_CASES = (
-    128  # of these, the most that the base without adapters predicts too, for the ladder (5 % of a small build)
-)
+# the most of these items that the base without adapters predicts too, for the ladder (5 % of a small build's time)
+MAX_LADDER_CASES = 128
 ITEMS_PER_STEP = 32  # items between two progress events
 HELD_OUT_OPTION = "held_out_weights"  # the key of a bank option: whether halves of the users predict each other
 

@@ -340,7 +340,7 @@ def test_a_whole_gguf_of_a_base_without_template_begins_as_its_tokenizer_does(
 @pytest.mark.parametrize(
     ("family", "said"),
     [
-        ("qwen3-experts-in-some-layers", "down_proj, gate_proj, up_proj of this base for its experts"),
+        ("qwen3-experts-in-some-layers", "down_proj, gate_proj, up_proj of this base as experts"),
         ("jamba", "the change of dt_proj"),
         ("qwen3", ""),
         ("phi3", ""),
