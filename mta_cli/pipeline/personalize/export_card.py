@@ -64,8 +64,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-l
 class ExportCard:
     """The facts for the texts of an export. `notes` are sentences on how it differs from the user's model.
 
-    `base` is the base's name for readers, and `loadable` its name in commands. `revision` is the commit or branch of the
-    base that was pulled from the hub. `examples` are the exported items of the user.
+    `base` is the base's name for readers, and `loadable` its name in commands. `revision` is the commit or branch that
+    was pulled from the hub. `examples` are the exported items of the user.
     """
 
     form: ExportFormat
@@ -97,8 +97,8 @@ class ExportCard:
         origin = weights_origin(self.fingerprint)
         unknown = f"`BASE` is the folder or repository of {self.base}." if self.loadable == "BASE" else ""
         apart = (
-            f"The base in mta is {origin}, so answers differ a little with the hub's weights. For the same answers, load "
-            f"the folder that `mta model path {self.base}` prints."
+            f"The base in mta is {origin}, so answers differ a little with the hub's weights. For the same "
+            f"answers, load the folder that `mta model path {self.base}` prints."
         )
         parts = [
             "---\nlibrary_name: peft\ntags: [lora]\n---\n" if self.form == "peft" else "",
@@ -128,12 +128,12 @@ class ExportCard:
     def _about_examples(self) -> str:
         if not self.examples:
             return (
-                "This folder contains no item of the user. mta shows some before the question, so its answers may differ. "
-                "For the same prompts, use `mta ask --history-items 0 --memory off`."
+                "This folder contains no item of the user. mta shows some before the question, so its answers may "
+                "differ. For the same prompts, use `mta ask --history-items 0 --memory off`."
             )
         return (
-            f"`{EXAMPLES_FILE}` contains the newest {pluralise(len(self.examples), 'item')} of the user. mta shows those "
-            "of all the user's items that are nearest to the question."
+            f"`{EXAMPLES_FILE}` contains the newest {pluralise(len(self.examples), 'item')} of the user. mta shows "
+            "those of all the user's items that are nearest to the question."
         )
 
     def examples_json(self, prompter: PromptBuilder) -> bytes:
@@ -142,7 +142,7 @@ class ExportCard:
         return (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode()
 
     def modelfile(self, prompter: PromptBuilder) -> bytes:
-        """A Modelfile for Ollama: each user message is put into the task's prompt, with the examples before the first."""
+        """A Modelfile for Ollama: it puts each user message into the task's prompt, with the examples before the first."""
         before, after, between, last = prompter.words_around_turns()
         asked = "{{ .Content }}".join(map(_literal, self.task.prompt.split("{input}")))
         content = prompter.messages(self.task.prompt, self.examples)[-1]["content"]

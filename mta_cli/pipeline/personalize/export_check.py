@@ -68,7 +68,7 @@ class ExportCheck:
         return -sum(value for (value,) in found) / sum(len(row.input_ids) - row.answer_start for row in rows)
 
     def count_changed_answers(self, before: Sequence[LoraWeights], after: LoraWeights) -> tuple[int, int]:
-        """The number of questions with different greedy answers from `before` and `after`, and the number of all questions.
+        """The number of questions with different greedy answers from `before` and `after`, and of all questions.
 
         Raises NotFound if the user has no items.
         """

@@ -126,7 +126,7 @@ class ExportedModel:
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
 
     def _require_every_module(self) -> None:
-        """Raises BadInput if the base's files are quantised, or do not contain a weight that the user's LoRA changes."""
+        """Raises BadInput if the base's files are quantised, or lack a weight that the user's LoRA changes."""
         from mta_cli.engine.model.checkpoint_files import read_config
         from mta_cli.engine.model.safetensors_header import read_safetensors_header
 

@@ -90,7 +90,7 @@ def _fuse(
 
 
 def job_title(job: str, reg: Registry, request: FuseRequest) -> str:
-    """The title of a running job: its task, its base if the store has banks on several, and the executor if not local."""
+    """The title of a running job: its task, its base if the store has banks on several, and its Ray workers if any."""
     return f"{job} for {request.task.name}{on_base(reg, request.base.fingerprint)}{request.executor.title_suffix}"
 
 

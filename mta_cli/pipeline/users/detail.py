@@ -61,12 +61,12 @@ class Results:
 
 @dataclass(frozen=True)
 class UserDetail:
-    """A user, for one task: `held` is their data as (task, items, queries).
+    """A user's data for one task. `task_counts` has (task, items, queries) for each of the user's tasks.
 
-    `bank` is the task's newest ready bank, on the requested base if that has one; recipe, stack and `near` (nearest
-    anchors first) refer to it. `base` is its base's name if the store has banks on several, and `other_bases` names the
-    others on which the user has a model of the task. `rest` is the share of the task adapter alone in the recipe.
-    `losses` are the losses of the last adaptation, by step.
+    `bank` is the task's newest ready bank, on the requested base if that has one; `recipe`, `stack` and `anchors`
+    (nearest first) refer to it. `base` is the name of its base if the store has banks on several, and `other_bases`
+    names the others on which the user has a model of the task. `task_adapter_share` is the share of the recipe's
+    weights that no anchor has. `losses` are the losses of the last adaptation, by step.
     """
 
     user: User
@@ -96,8 +96,9 @@ class UserDetail:
 
 
 def load_user_detail(reg: Registry, name: str, task: str | None = None, base: str | None = None) -> UserDetail:
-    """The detail of a user for `task` (by default the one with most items), preferably on the base called `base`.
-    Raises NotFound.
+    """The detail of a user for `task` (by default their first task), preferably on the base called `base`.
+
+    Raises NotFound for an unknown user.
     """
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of_user(user.id))
@@ -197,7 +198,7 @@ def _dot(left: array[float], right: array[float]) -> float:
 
 
 def _task_adapter_share(recipe: Recipe | None) -> float | None:
-    """The share of the task adapter alone in the recipe; None for methods whose weights do not define it."""
+    """1 minus the sum of the anchors' weights; None for weightings whose weights do not sum to 1 with it."""
     if recipe is None or recipe.method not in SHOT_WEIGHTINGS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)
