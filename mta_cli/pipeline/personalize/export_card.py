@@ -142,7 +142,7 @@ class ExportCard:
         return (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode()
 
     def modelfile(self, prompter: PromptBuilder) -> bytes:
-        """A Modelfile for Ollama: it puts each user message into the task's prompt, with the examples before the first."""
+        """A Modelfile for Ollama. Its template puts each user message into the task's prompt, after the examples."""
         before, after, between, last = prompter.words_around_turns()
         asked = "{{ .Content }}".join(map(_literal, self.task.prompt.split("{input}")))
         content = prompter.messages(self.task.prompt, self.examples)[-1]["content"]

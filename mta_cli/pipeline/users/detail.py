@@ -65,8 +65,8 @@ class UserDetail:
 
     `bank` is the task's newest ready bank, on the requested base if that has one; `recipe`, `stack` and `anchors`
     (nearest first) refer to it. `base` is the name of its base if the store has banks on several, and `other_bases`
-    names the others on which the user has a model of the task. `task_adapter_share` is the share of the recipe's
-    weights that no anchor has. `losses` are the losses of the last adaptation, by step.
+    names the others on which the user has a model of the task. `task_adapter_share` is the weight in the recipe that
+    goes to the task adapter alone. `losses` are the losses of the last adaptation, by step.
     """
 
     user: User
@@ -96,7 +96,7 @@ class UserDetail:
 
 
 def load_user_detail(reg: Registry, name: str, task: str | None = None, base: str | None = None) -> UserDetail:
-    """The detail of a user for `task` (by default their first task), preferably on the base called `base`.
+    """The detail of a user for `task` (by default the one with most items), preferably on the base called `base`.
 
     Raises NotFound for an unknown user.
     """
@@ -198,7 +198,7 @@ def _dot(left: array[float], right: array[float]) -> float:
 
 
 def _task_adapter_share(recipe: Recipe | None) -> float | None:
-    """1 minus the sum of the anchors' weights; None for weightings whose weights do not sum to 1 with it."""
+    """The weight in the recipe that goes to the task adapter alone; None for weightings that do not define it."""
     if recipe is None or recipe.method not in SHOT_WEIGHTINGS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
     "much there is of each); group: by task, the group that a file gave; task_adapters: the banks whose task adapter "
-    "was trained on the items of this user and of others (bank, version); refused_by: the banks whose screening "
-    "refused the user's anchor and replaced it (bank, version). The user is not made an anchor of these banks again.",
+    "was trained on the items of this user and of others (bank, version); refused_by: the banks whose "
+    "screening refused the user's anchor and replaced it (bank, version). The user is not made an anchor of these banks again.",
     "items.json": "The history: id, task, time, input and output of each item.",
     "queries.json": "Held-out queries, which are used to measure models and never to train them: id, task, time, input, gold.",
     "profiles.json": "A summary of the items, by which similar users are found: task, embedder, items (their number), "

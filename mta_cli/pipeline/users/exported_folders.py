@@ -73,8 +73,8 @@ def write_folder(
     `files` maps relative paths (with `/`) to bytes, or to a function that writes the file. A `private` folder is
     accessible only to its owner. With `list_file`, a file of that name lists the SHA-256 of each file, and of files
     `listed` before; it is replaced first, so that an interrupted replacement can be repeated. Returns the number of
-    bytes written. Raises BadInput with the system's reason; a new folder is then not left behind. Temporary folders of killed processes are
-    removed.
+    bytes written. Raises BadInput with the system's reason; a new folder is then not left behind. Temporary
+    folders of killed processes are removed.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
