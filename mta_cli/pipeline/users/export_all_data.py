@@ -26,21 +26,22 @@ FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
     "much there is of each); group: by task, the group that a file gave; task_adapters: the banks whose task adapter "
     "was trained on the items of this user and of others (bank, version); refused_by: the banks whose "
-    "screening refused the user's anchor and replaced it (bank, version). The user is not made an anchor of these banks again.",
+    "screening refused the user's anchor, so that it was replaced and the user is not made their anchor again "
+    "(bank, version).",
     "items.json": "The history: id, task, time, input and output of each item.",
-    "queries.json": "Held-out queries, which are used to measure models and never to train them: id, task, time, input, gold.",
+    "queries.json": "Held-out queries, which measure models and never train them: id, task, time, input, gold.",
     "profiles.json": "A summary of the items, by which similar users are found: task, embedder, items (their number), "
     "vector (the sum of their embeddings, each of length 1).",
     "recipes.json": "The anchors from which the user's model is merged: bank, version, base_name, task, method, "
     "recipe_bytes, created, anchors (user, similarity, weight).",
-    "stacks.json": "The weights that were trained on this user's items alone: bank, version, base_name, task, kind, digest, "
-    "shots, steps, losses before and after, stack_bytes, created, anchors (below it in training), file (of a LoRA), "
-    "numbers (of a core: the coefficients of the bank's main directions; digest is then the adapter with these "
+    "stacks.json": "The weights that were trained on this user's items alone: bank, version, base_name, task, kind, "
+    "digest, shots, steps, losses before and after, stack_bytes, created, anchors (below it in training), file (of "
+    "a LoRA), numbers (of a core: the coefficients of the bank's main directions; digest is then the adapter with these "
     "directions, which all users share).",
     "anchors.json": "The user as an anchor: bank, version, base_name, task, anchor, items, digest, stale, file (the "
     "meta-LoRA that was trained on their items), resting (the users whose recipes or stacks use it).",
-    "neighbours.json": "The user's items by which banks predict the labels of other users' questions: bank, version, task, id, vector (the "
-    "embedding of the input).",
+    "neighbours.json": "The user's items by which banks predict the labels of other users' questions: bank, "
+    "version, task, id, vector (the embedding of the input).",
     "chats.json": "Conversations: id, title, created, messages (role, content, source, created).",
     "evaluations.json": "roles: evaluation, task, fold, role. made: evaluation, fold, method, settings, bytes, "
     "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "

@@ -172,15 +172,14 @@ def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
     held = intake.held_out
     if held.short:
         named = join_some([format_value(user) for user, _ in held.short], NAMED_USERS)
-        yield Note(
-            f"users with fewer than {source.hold_out:,} held-out queries, because {KEPT_ITEMS} items stay history: {named}",
-            warning=True,
-        )
+        few = f"users with fewer than {source.hold_out:,} held-out queries"
+        yield Note(f"{few}, because {KEPT_ITEMS} items stay history: {named}", warning=True)
     if held.fixed:
         counts = [f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()]
         yield Note(
             f"users whose number of held-out queries is not {source.hold_out:,}, because stored items stay history or "
-            f"held out as they are: {join_some(counts, NAMED_USERS)}; with another --task the file is stored as new data",
+            f"held out as they are: {join_some(counts, NAMED_USERS)}; with another --task the file is stored as new "
+            "data",
             warning=True,
         )
 
@@ -235,7 +234,10 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
 
 
 def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> tuple[NewItem | None, NewItem | None]:
-    """The stored record of the item's kind with its id, and, if a history item has none, the stored query with its id."""
+    """The stored record of the item's kind with its id, and a stored query with its id.
+
+    The query is looked up only for a history item without such a record.
+    """
     there = reg.items.find_stored(user_id, item, held_out=held_out)
     asked = None if held_out or there is not None else reg.items.find_stored(user_id, item, held_out=True)
     return there, asked
@@ -321,7 +323,8 @@ def _duplicate_history_notes(reg: Registry, tasks: Sequence[str], touched: set[i
         names = [format_value(reg.users.by_id(user).name) for user in users]
         who = join_some(names, NAMED_USERS) if len(names) > NAMED_USERS else join_words(names)
         yield Note(
-            f"{who} have the same {count:,} items of {task}: if they are one person, evaluations count this person twice",
+            f"{who} have the same {count:,} items of {task}: if they are one person, evaluations count this person "
+            "twice",
             warning=True,
         )
     if len(found) > NAMED_TWINS:

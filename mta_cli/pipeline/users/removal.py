@@ -47,7 +47,10 @@ def plan_user_removal(reg: Registry, name: str, *, as_notes: bool = False) -> It
 def plan_item_removal(
     reg: Registry, name: str, ids: Sequence[str], *, task: str | None = None, as_notes: bool = False
 ) -> Iterator[Event]:
-    """The effect of `remove_items`; with `as_notes` also as notes. Raises the errors of `remove_items`, except UserInUse."""
+    """The effect of `remove_items`; with `as_notes` also as notes.
+
+    Raises the errors of `remove_items`, except UserInUse.
+    """
     user = reg.users.get(name)
     found = _find_items(reg, user, ids, task)
     made = _made_from(reg, user, found)
@@ -206,8 +209,11 @@ def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
         with suppress(BadInput):  # a stored task that cannot be read
             task = parse_task(text, name)
             if task.kind == "label" and (given := reg.items.outputs_unique_to_user(user.id, name, task.labels)):
-                labels = f"labels of task {name} that only this user gave stay in the task: {', '.join(map(format_value, given))}"
-                yield Note(f"{labels}; `mta task rm {name}` removes the task", warning=True)
+                labels = f"labels of task {name} that only this user gave stay in the task"
+                yield Note(
+                    f"{labels}: {', '.join(map(format_value, given))}; `mta task rm {name}` removes the task",
+                    warning=True,
+                )
 
 
 def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None) -> list[Item]:

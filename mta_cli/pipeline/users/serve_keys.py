@@ -123,7 +123,7 @@ class KeyFile:
         return changed
 
     def find(self, token: str) -> Key | None:
-        """The key of `token`; None if it is wrong. The first search for a key of an earlier version takes long (scrypt)."""
+        """The key of `token`; None if it is wrong. The first search for a key of an earlier version takes long."""
         key, secret = self._parse(token)
         if key is None:
             return None

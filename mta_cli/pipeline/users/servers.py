@@ -28,8 +28,8 @@ MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
 class RunningServer:
     """A running server. `http` is the path of its socket for requests, and `about` describes what it serves.
 
-    `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`; it is empty if the server
-    does not answer in time or has another version.
+    `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`. It is empty if the
+    server does not answer in time or has another version.
     """
 
     process: int

@@ -345,8 +345,8 @@ def test_another_number_of_held_out_items_says_that_stored_ones_stay(
         result, notes = run(import_source(reg, source(path, hold_out=wanted), dry_run=dry_run))
         if wanted == 1:
             assert notes == [
-                "users whose number of held-out queries is not 1, because stored items stay history or held out as they "
-                "are: 'ann' has 2, 'bob' has 2; with another --task the file is stored as new data"
+                "users whose number of held-out queries is not 1, because stored items stay history or held out as "
+                "they are: 'ann' has 2, 'bob' has 2; with another --task the file is stored as new data"
             ]
         else:
             short, fixed = notes
