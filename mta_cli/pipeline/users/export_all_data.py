@@ -36,8 +36,8 @@ FILE_DESCRIPTIONS = {
     "recipe_bytes, created, anchors (user, similarity, weight).",
     "stacks.json": "The weights that were trained on this user's items alone: bank, version, base_name, task, kind, "
     "digest, shots, steps, losses before and after, stack_bytes, created, anchors (below it in training), file (of "
-    "a LoRA), numbers (of a core: the coefficients of the bank's main directions; digest is then the adapter with these "
-    "directions, which all users share).",
+    "a LoRA), numbers (of a core: the coefficients of the bank's main directions; digest is then the adapter with "
+    "these directions, which all users share).",
     "anchors.json": "The user as an anchor: bank, version, base_name, task, anchor, items, digest, stale, file (the "
     "meta-LoRA that was trained on their items), resting (the users whose recipes or stacks use it).",
     "neighbours.json": "The user's items by which banks predict the labels of other users' questions: bank, "
