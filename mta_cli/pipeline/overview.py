@@ -51,8 +51,8 @@ class JobRecord:
 class Overview:
     """The summary of a store. Numbers are counts; `banks` counts ready banks, `modelled` users with a recipe.
 
-    `example` is the name of a user with a recipe. `verdict` is the
-    verdict of the newest job as a sentence; it is empty unless this job is `mta quick`.
+    `example` is the name of a user with a recipe. `verdict` is the verdict of the newest job as a sentence; it is empty
+    unless this job is `mta quick`.
     """
 
     stage: Stage

@@ -82,9 +82,8 @@ def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
     middle, directions, share = _principal_components(reg, bank)
     anchors = reg.banks.anchors(bank.id)
     number = {anchor.user_id: n for n, anchor in enumerate(anchors) if anchor.user_id is not None}
-    owners, marks = profile_matrix(
-        reg, bank.task, bank.embedder, list(number)
-    )  # anchors' users with a profile; [known, width]
+    # the anchors' users with a profile, and their profiles [known, width]
+    owners, marks = profile_matrix(reg, bank.task, bank.embedder, list(number))
     known = np.array([number[owner] for owner in owners], np.int16)  # indices into `anchors`
     ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
     for users, rows in _profile_batches(reg, bank):

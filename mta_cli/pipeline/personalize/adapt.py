@@ -130,7 +130,7 @@ def adapt_users(
 def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many users have a result, for how many the held-out loss was measured, and for how many it decreased.
 
-    A decrease counts only if `loss_verdict` calls it better; smaller changes are no difference.
+    A decrease counts only if `loss_verdict` calls it better, which leaves out the smallest changes.
     """
     losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
     said = [loss_verdict(before, after) for before, after in losses if before is not None and after is not None]

@@ -120,7 +120,7 @@ def export_user(
     if options.check:
         changed, asked = check.count_changed_answers(ours, weights)
         measured |= {"changed": changed, "asked": asked}
-        lost.append(f"{changed} of {asked} answers differ from the answers of the user's model, both with greedy decoding.")
+        lost.append(f"{changed} of {asked} answers differ from the user's model, both with greedy decoding.")
     if options.form == "peft":
         lost += peft_notes(weights, read_config(base_entry.path))
     for note in (notes := [*notes, *lost]):

@@ -144,7 +144,7 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
     except NotFound as error:
         raise NotFound(
             f"Bank {label} was built with the embedder {name}, which is not on this machine.",
-            hint=(*((error.hint, "; or ") if error.hint else ()), "build the bank again with an installed one: ", anew),
+            hint=(error.hint or "", ", or build the bank again with an installed embedder: ", anew),
         ) from None
     if found.fingerprint != bank.embedder:
         raise NotFound(

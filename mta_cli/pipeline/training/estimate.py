@@ -180,9 +180,8 @@ def estimate_memory(
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = training_pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
-        key_values = (
-            2 * layers * shape.kv_heads * shape.head_dim
-        )  # numbers cached for a token before the LoRA's first position
+        # the numbers cached for a token before the LoRA's first position
+        key_values = 2 * layers * shape.kv_heads * shape.head_dim
         each_token = {"all": 0, "upper": shape.width, "late": key_values}[load.placement]
         states = number_bytes(precision) * each_token * load.distinct
         each_rank = layers * shape.factor_widths * load.adapters

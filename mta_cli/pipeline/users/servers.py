@@ -135,9 +135,8 @@ def _process_part(path: Path) -> str:
 
 def _connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(
-        ABOUT_SECONDS
-    )  # if a hanging server's queue is full, connecting raises BlockingIOError at once
+    # if the queue of a hanging server is full, connecting raises BlockingIOError at once, without this timeout
+    connection.settimeout(ABOUT_SECONDS)
     try:
         with short_path(path) as place:
             connection.connect(place)
