@@ -1,4 +1,4 @@
-"""Adds users, with or without a history. Knows no terminal and no SQL."""
+"""Adds users, with or without a history. Uses neither the terminal nor SQL."""
 
 from __future__ import annotations
 

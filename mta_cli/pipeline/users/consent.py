@@ -1,4 +1,4 @@
-"""Consent: whether a user may be an anchor and help to serve others. Knows no terminal and no SQL.
+"""Consent: whether a user may be an anchor and help to serve others. Uses neither the terminal nor SQL.
 
 Items of a user without consent are not used for anchors, task adapters, label rates, or neighbours of other users'
 questions. Earlier training results stay until the bank is refreshed or built again.

@@ -1,6 +1,6 @@
 """One user for a detail pane: history, nearest anchors, recipe, training, results, runs.
 
-Plain values, computed without numpy, so that no heavy library is loaded. Knows no terminal and no SQL.
+Plain values, computed without numpy, so that no heavy library is loaded. Uses neither the terminal nor SQL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Refuses or delays changes to a user whose data a running job uses. Knows no terminal."""
+"""Refuses or delays changes to a user whose data a running job uses. Does not use the terminal."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Removes a user, or some of a user's items, with everything made from them, and reports the parts that stay.
 
 Anchors and task adapters keep what they learned until a bank is refreshed or built again, and exports stay outside the
-store. Profiles are computed again when needed; `mta user adapt` makes recipes and stacks again. Knows no terminal and
-no SQL.
+store. Profiles are computed again when needed; `mta user adapt` makes recipes and stacks again. Uses neither the
+terminal nor SQL.
 """
 
 from __future__ import annotations

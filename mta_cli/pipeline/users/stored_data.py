@@ -1,4 +1,4 @@
-"""All stored data about one user, as plain values. Knows no terminal and no SQL."""
+"""All stored data about one user, as plain values. Uses neither the terminal nor SQL."""
 
 from __future__ import annotations
 
