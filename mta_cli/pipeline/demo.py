@@ -1,4 +1,4 @@
-"""The job behind `mta demo`: runs every stage on the included sample by the jobs of the other commands.
+"""The job behind `mta demo`: runs every stage on the included sample with the jobs of the other commands.
 
 There are two tasks: `voice`, a writing task, in which a reader can see the difference, and `taste`, a labelling task.
 Both are measured on held-out queries at each step of the ladder. Finished stages are kept, so a stopped demo can be
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
-SAMPLE_USERS = ("bryn", "fleur", "piran")  # a store with one of these users counts as a demo's
+SAMPLE_USERS = ("bryn", "fleur", "piran")  # a store with one of these users is taken for a demo's store
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def demo_history_items(full: bool) -> int:
 
 
 def require_demo_store(root: Path) -> None:
-    """Raise BadInput if the store at `root` has only other users: the demo's banks would use their histories."""
+    """Raise BadInput if the store at `root` has users, but none from the sample.
+
+    The demo's banks would be trained on their histories too.
+    """
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
@@ -123,12 +126,16 @@ def require_demo_store(root: Path) -> None:
     with Registry.open(root) as reg:
         if reg.users.names() and not reg.users.existing_names(SAMPLE_USERS):
             raise BadInput(
-                f"The store at {root} contains other users.", hint=("name another folder with ", Flag("keep"))
+                f"The store at {root} contains other users, and the demo would train on their histories.",
+                hint=("name another folder with ", Flag("keep")),
             )
 
 
 def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
-    """The base and the embedder; each is pulled if it is not on this machine. NotFound if it cannot be pulled."""
+    """Pull the base and the embedder unless they are on this machine. Returns both.
+
+    Raises NotFound for a model that is missing and cannot be pulled.
+    """
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.pull import pull_model

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from store.tables.evaluations import Evaluation
 
 Stage = Literal["empty", "no history", "no bank", "no models", "ready"]
-"""What the store lacks first, or `ready`."""
+"""The first part that the store lacks, in the order of the work, or `ready`."""
 
 QUICK, BANK_BUILD, EVAL_KINDS = "quick", "bank build", ("eval run", "eval tune")
 PARENT_KINDS = (QUICK, *EVAL_KINDS)
@@ -51,7 +51,8 @@ class JobRecord:
 class Overview:
     """The summary of a store. Numbers are counts; `banks` counts ready banks, `modelled` users with a recipe.
 
-    `example` is the name of a user with a recipe. `verdict` is that of the newest job if this job is `mta quick`.
+    `example` is the name of a user with a recipe. `verdict` is the verdict of the newest job as a sentence; it is empty
+    unless this job is `mta quick`.
     """
 
     stage: Stage
@@ -126,7 +127,8 @@ def load_overview(
 def load_gains(reg: Registry, limit: int) -> Gains | None:
     """The users' gains, at most `limit` on each list, from the newest finished evaluation with gains.
 
-    Without such an evaluation they come from the held-out losses of the newest bank with losses, else it is None.
+    Without such an evaluation, the gains come from the held-out losses of the newest bank that has any. Returns None
+    without both.
     """
     for one in reg.evaluations.all():
         if is_finished(one) and (found := _gains_of_evaluation(reg, one, limit)) is not None:
@@ -173,7 +175,7 @@ def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list
 
 
 def _completes(later: Run, run: Run) -> bool:
-    """Whether `later` completed the job of `run`. Of adaptations only those of all users count."""
+    """Whether `later` completed the job of `run`. Adaptations are compared only if both are of all users."""
     same = run.subject and later.id > run.id and (later.kind, later.subject) == (run.kind, run.subject)
     return bool(same) and (run.kind != ADAPT_RUN_KIND or (_is_of_all_users(run) and _is_of_all_users(later)))
 

@@ -52,7 +52,7 @@ class JobSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The JSON of what determines a job's result besides the job's own options and data."""
+        """The settings, as JSON, that determine a job's result besides its own options and data."""
         return {
             "base": self.base.fingerprint,
             "task": asdict(self.task),
@@ -67,7 +67,7 @@ class JobSpec:
 
     @property
     def history_mix(self) -> tuple[int, ...]:
-        """The numbers of own items that training prompts show."""
+        """The numbers of history items that the task adapter's training prompts show."""
         return history_mix(self.prompt.history_items)
 
 
@@ -76,7 +76,7 @@ class BankRequest(JobSpec):
     """The request of a bank build. Without a `name` the bank has the task's name.
 
     The bank is built from the users `user_ids`, or from all. For `purpose` see `store.records.Bank`. `on_bank_started`
-    is called with the bank's number before training. With `permute_answers`, a control of evaluations, each anchor
+    is called with the bank's id before training. With `permute_answers`, used as a control in evaluations, each anchor
     learns its user's answers in random order. Items that are known to be later than `until` (ISO 8601) are left out.
     """
 
@@ -105,8 +105,9 @@ class BankRequest(JobSpec):
 class FuseRequest(JobSpec):
     """The request of a fusion with the newest ready bank of the task for this base.
 
-    The fusion uses the bank's embedder; an `embedder` that is not the bank's is refused. The evidence for the anchors
-    does not count what the label memory, with the options `memory`, already predicts.
+    The fusion uses the bank's embedder; an `embedder` that is not the bank's is refused. Evidence for the anchors is
+    measured together with the label memory (options `memory`), so that an anchor gets no credit for what the memory
+    already predicts.
     """
 
     task: Task
@@ -378,7 +379,10 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
 def restore_adapt_request(
     reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
 ) -> AdaptRequest:
-    """The request of a run from its `document`, on the device of `machine`; without users who were forgotten since."""
+    """The request of a run, restored from its JSON `document`, on the device of `machine`.
+
+    Users who were forgotten since the run are left out.
+    """
     fuse = FuseRequest(
         find_task(reg, document["task"]),
         model_by_fingerprint(reg, document["base"], "base"),
@@ -393,7 +397,7 @@ def restore_adapt_request(
 
 
 def eval_request_json(request: EvalRequest) -> dict[str, Any]:
-    """The request of `run_evaluation` or `tune_evaluation` as JSON, without what the evaluation's config has."""
+    """The request of `run_evaluation` or `tune_evaluation` as JSON, without the settings in the evaluation's config."""
     options = request.options
     return {
         "methods": options.methods,
@@ -408,7 +412,7 @@ def eval_request_json(request: EvalRequest) -> dict[str, Any]:
 def restore_eval_request(
     reg: Registry, evaluation: Evaluation, document: Mapping[str, Any], machine: MachineOptions
 ) -> EvalRequest:
-    """The request of an evaluation with the document's methods, on the device of `machine`."""
+    """The request of an evaluation, restored from its config and the JSON `document`, on the device of `machine`."""
     return EvalRequest(
         find_task(reg, evaluation.task),
         resolve_model(evaluation.config["base"], "base"),
@@ -433,7 +437,7 @@ def _restore_measured_bank(reg: Registry, evaluation: Evaluation) -> MeasuredBan
 
 
 def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:
-    """The request that started a bank, on the device of `machine`."""
+    """The request that started a bank, restored from the bank's config, on the device of `machine`."""
     return BankRequest(
         find_task(reg, bank.task),
         model_by_fingerprint(reg, bank.base, "base"),

@@ -34,7 +34,7 @@ def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
 
 
 def evaluation_lock(task: str, key: str | None) -> str:
-    """The name of the lock of an evaluation's job. Evaluations with another design `key` can run at the same time."""
+    """The name of the lock of an evaluation's job. Evaluations with different design keys can run at the same time."""
     return f"eval {task} {(key or '')[:12]}"
 
 
@@ -61,7 +61,7 @@ def record_request(
     evaluation_id: int | None = None,
     asked_users: Sequence[int] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Record a run with its request and its subjects during the block, and the block's outcome.
+    """Record the block as a run: at its start the request and the subjects, at its end the outcome.
 
     The block writes the run's result into the dict. A run outlives a forgotten user, so the result must not contain
     names.

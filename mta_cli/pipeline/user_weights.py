@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 PERSONALISATION_MODES = ("base", "common", "fused", "adapted")
-OWN_MODES = ("fused", "adapted")  # the modes that are one user's
+OWN_MODES = ("fused", "adapted")  # the modes whose weights belong to one user
 FREE_TASK = "free"
 
 
@@ -45,7 +45,7 @@ def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: an adapter, or a core that an earlier version of `mta` stored. Both are verified."""
+    """The verified weights of a user's stack: an adapter, or a core that an earlier version of `mta` stored."""
     from mta_cli.engine.lora.cores import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
@@ -103,7 +103,7 @@ def anchor_label(anchor: Anchor) -> str:
 
 
 def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
-    """The task adapter of the task's current bank; empty if the bank has none."""
+    """The task adapter of the task's current bank, as a tuple of one; empty if the bank has none."""
     bank = current_bank(reg, task, base)
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
@@ -123,7 +123,7 @@ def load_recipe_anchors(
         if anchor is None or anchor.digest is None:
             raise IntegrityFault(
                 f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
-                hint=("make the recipe anew: ", Command("user fuse", "USER")),
+                hint=("make the recipe again: ", Command("user fuse", "USER")),
             )
         loras.append((load_weights(reg, anchor.digest, bank.base), share.weight))
         if share.weight != 0.0:
@@ -196,7 +196,7 @@ def load_fusion_and_stack(
 ) -> tuple[tuple[LoraWeights, ...], AnswerSource]:
     """The LoRAs that `mode` adds above the task adapter: fusion and stack, one exact merge for each placement.
 
-    Raises NotFound if the user has no such model.
+    Also returns the source of the answers. Raises NotFound if the user has no such model.
     """
     if mode == "base":
         return (), AnswerSource("base")

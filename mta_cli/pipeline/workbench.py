@@ -81,7 +81,7 @@ class Workbench(Generic[SpecT]):
 
     @cached_property
     def executor(self) -> Executor:
-        """The executor of trainings and evidence."""
+        """The executor that runs trainings and computes evidence."""
         if self._executors is None:
             return LocalExecutor(self.base)
         return self._executors.for_base(self.base, self.spec.base.path)
@@ -158,7 +158,10 @@ class Workbench(Generic[SpecT]):
         return user_shots(user, items, profile, self.rows if self.loads_base else None, recent)
 
     def query_examples(self, user: User, memory: MemoryOptions) -> list[TrainingExample]:
-        """The user's held-out queries with their golds, scored like shots, with label memory if it uses neighbours."""
+        """The user's held-out queries with their gold answers, for measuring losses.
+
+        As with shots, a label is scored together with the label memory if this uses neighbours.
+        """
         from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
         queries = self.reg.items.queries(user.id, self.task.name)

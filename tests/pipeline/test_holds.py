@@ -462,7 +462,7 @@ def test_no_recipe_names_an_anchor_that_was_replaced_while_it_was_made(peopled: 
     with Registry.open(peopled.root) as other:
         stale(other)
         other.banks.remove_stale_anchors(other.banks.get(bank).id)
-    with pytest.raises(UsersChanged, match="were replaced while it was fused"):
+    with pytest.raises(UsersChanged, match="were replaced during the fusion"):
         finish(job)
     assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check_integrity() == []
 

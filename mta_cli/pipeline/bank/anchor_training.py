@@ -32,7 +32,10 @@ StoreAnchors = Callable[[Sequence[tuple[Anchor, Adapter]]], None]
 def prepare_anchor_trainings(
     bench: Workbench[BankRequest], anchors: Sequence[Anchor], items: Mapping[int, tuple[Item, ...]], run: Run
 ) -> dict[int, AdapterTraining]:
-    """By anchor id, the training of each anchor's meta-LoRA on its user's `items`, without the task adapter below."""
+    """By anchor id, the training of each anchor's meta-LoRA on its user's `items` (by user id).
+
+    The task adapter may not be trained yet; `group_anchors_for_training` adds it to the jobs.
+    """
     return {
         anchor.id: _anchor_training(bench, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
@@ -45,7 +48,7 @@ def group_anchors_for_training(
     trainings: Mapping[int, AdapterTraining],
     store: StoreAnchors,
 ) -> list[TrainingGroup]:
-    """Training groups of the anchors that have no meta-LoRA yet, with the bank's task adapter below.
+    """Training groups of the anchors that have no meta-LoRA yet. They train above the bank's task adapter, if any.
 
     A group with a checkpoint is formed again with the same members, so that resuming gives the same weights.
     """

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class AnchorUsage:
     """Statistics of one anchor: `user_count` users have it in their recipe, with the mean weight `weight`.
 
-    `heldout_gain` is by how much the stacks of these users lowered the loss on held-out queries, in nats per token,
-    weighted by the anchor's weight. It is a mean over `measured_users`, None without any.
+    `weight_share` is its share of the weights of all anchors in all recipes. `heldout_gain` is by how much the stacks
+    of these users lowered the loss on held-out queries, in nats per token, as a mean over `measured_users` weighted by
+    the anchor's weight; None if no user was measured.
     """
 
     anchor: Anchor
@@ -28,7 +29,7 @@ class AnchorUsage:
 
 
 def anchor_usage(reg: Registry, bank: Bank) -> list[AnchorUsage]:
-    """The statistics of every anchor of a bank, by number. Negative weights count by their absolute value."""
+    """The statistics of every anchor of a bank, in the bank's order. Negative weights count by their absolute value."""
     used = reg.recipes.anchor_totals(bank.id)
     total = sum(each.total_weight for each in used.values())
     return [

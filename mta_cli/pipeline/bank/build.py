@@ -1,6 +1,6 @@
 """The job behind `mta bank build`: profiles, anchors, the task adapter, one meta-LoRA per anchor.
 
-Every finished part is stored, so the same command resumes a stopped build. Renders nothing.
+Every finished part is stored, so the same command resumes a stopped build.
 """
 
 from __future__ import annotations
@@ -197,9 +197,8 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
         first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
         yield from train_groups(reg, base, [first], executor=bench.executor)
     with bench.holding_task_adapter():
-        groups = group_anchors_for_training(
-            bench, anchors, trainings, store
-        )  # computed again, now above the task adapter
+        # grouped again, because the jobs now name the new task adapter
+        groups = group_anchors_for_training(bench, anchors, trainings, store)
         yield from train_groups(reg, base, groups, done, bench.executor, bench.task_adapter)
 
 

@@ -90,7 +90,7 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
     if len(found) < options.anchor_count:
         raise BadInput(
             f"{options.anchor_count} anchors were asked for, but only {len(found)} users can be anchors "
-            f"(an anchor must have consented and have at least {options.anchor_items} items of task {task}).",
+            f"(a user must have consented and have at least {options.anchor_items} items of task {task}).",
             hint=("ask for ", Flag("anchors", len(found)), ", or lower ", Flag("min_items"))
             if found
             else ("lower ", Flag("min_items"), ", or import more items"),

@@ -52,7 +52,7 @@ def compute_label_ladder(
     """Compute the ladder of a task with labels from `cases`: the JSON document of `judge_ladder`, `seen` and `shots`.
 
     `scores` are the log-scores of the labels at each step that has a model [cases, labels], nats. Answers without a
-    model come from the shots of each case and the label rates of `known` up to the case.
+    model come from the shots of each case and the label rates of `known` up to the time of the case.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik
     from mta_cli.engine.evaluation.ladder import NO_MODEL

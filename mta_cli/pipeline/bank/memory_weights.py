@@ -1,12 +1,12 @@
-"""Fits the weights of model and label memory in their sum, on the bank's users, after the bank is built.
+"""Fits the weights with which the scores of model and label memory are added, on the users of a finished bank.
 
 Some items are predicted twice, as queries of a new user: by the base with a task adapter, in a prompt with other items
 of the same user, and by the label memory, without the user's own items in the bank and without later items. Which of
 the two predicts better depends on the task.
 
-The bank's task adapter is trained on these answers, so its predictions would be better than for a new user. So each
-half of the users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the
-bank's ladder (`ladder.compute_label_ladder`), for which each half's weights are fitted on the other half.
+The bank's task adapter is trained on these answers, so its predictions would be better than for a new user. Therefore
+each half of the users is predicted by a task adapter that is trained on the other half and then dropped. The bank's
+ladder (`ladder.compute_label_ladder`) is measured on the same predictions, with weights fitted on the other half.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.workbench import Workbench
     from store.registry import Registry
 
-MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly distributed over users
-MAX_LADDER_CASES = 128  # items that the bare base predicts too, for the ladder: some 5 % of the time of a small build
+MAX_GUESSED_ITEMS = 256  # the most items that are predicted, evenly distributed over users
+# the most of these items that the base without adapters predicts too, for the ladder (5 % of a small build's time)
+MAX_LADDER_CASES = 128
 ITEMS_PER_STEP = 32  # items between two progress events
 HELD_OUT_OPTION = "held_out_weights"  # the key of a bank option: whether halves of the users predict each other
 
@@ -124,7 +125,7 @@ def _store_weights(reg: Registry, bank: Bank, fitted: dict[str, Any]) -> None:
 
 
 def _find_weights_of_equivalent_bank(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
-    """The stored weights and ladder of a bank that differs from `bank` in its anchors at most; None without one."""
+    """The stored weights and ladder of a bank that differs from `bank` only in its anchors; None without one."""
     siblings = reg.banks.banks_on_task_adapter(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
     fitted = [one.config for one in siblings if one.config[HELD_OUT_OPTION] == held_out]
@@ -196,7 +197,10 @@ def _constant_embedder(vector: Vectors) -> EmbedFunction:
 
 
 def sample_leave_one_out_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
-    """About `MAX_GUESSED_ITEMS` random cases at most, as many for each user, with `FIT_SHOTS` other items as shots."""
+    """At most `MAX_GUESSED_ITEMS` random cases, the same number for each user.
+
+    A user with fewer items has fewer cases. A case has at most `FIT_SHOTS` other items of its user as shots.
+    """
     import numpy as np
 
     from mta_cli.engine.memory.knn import FIT_SHOTS

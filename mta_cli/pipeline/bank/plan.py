@@ -58,10 +58,10 @@ def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]
 
 
 def estimate_build_load(inputs: BankInputs, shared: bool, rows: BuildRowTokens) -> tuple[TokenLoad, ...]:
-    """The training loads of a build, at most: first the task adapter's, which is zero if it is `shared` or not wanted,
-    then the anchors'.
+    """Upper bounds of a build's training loads: first the load of the task adapter, then the load of the anchors.
 
-    To fit the memory's weights, an adapter is also trained on each half of the users; the first load includes both.
+    The first is zero if the task adapter is reused (`shared`) or switched off. It includes the two adapters, each on
+    half of the users, that are trained to fit the weights of the label memory.
     """
     request, options = inputs.request, inputs.request.options
     row, pooled_row = rows.anchors.mean, rows.task_adapter.mean

@@ -6,7 +6,7 @@ marked stale, until the next refresh. Each group is stored as soon as it is trai
 stopped refresh can be resumed.
 
 The neighbours are replaced by the neighbours of a new build; only items of new users, or of users who consented again,
-are embedded. The kernel is fitted again and the label rates are counted again, also if users have only left.
+are embedded. The kernel is fitted again and the label rates are counted again, even if users have only left.
 
 The task adapter, the weights of model and memory, and the ladder stay. They come from all users of the bank. Only a new
 build removes the influence of users who left.
@@ -91,10 +91,10 @@ def refresh_bank(
 ) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
 
-    With `base` (a fingerprint), the newest bank for that base. The neighbours are updated as in a new build; everything
+    With `base` (a fingerprint), only banks on that base count. The neighbours are updated as in a new build; everything
     else stays. `JobResult.result` has the keys of `mta bank build --json`, and `replaced`, `removed` (stale anchors
     without a replacement) and `people` (users who lost their recipes or stacks). Raises NotFound without such a bank,
-    and BadInput when no user can be an anchor.
+    and BadInput if no user can be an anchor.
     """
     bank = newest_bank(reg, task, name, base)
     request = restore_bank_request(reg, bank, machine)
@@ -136,9 +136,9 @@ def refresh_bank(
 
 
 def newest_bank(reg: Registry, task: str, name: str | None = None, base: str | None = None) -> Bank:
-    """The newest ready bank of a task, or the one called `name`; with `base` (a fingerprint), for that base.
+    """The newest ready bank of a task, or the one called `name`; with `base` (a fingerprint), on that base.
 
-    Raises NotFound without one, and UsageError when it belongs to another task.
+    Raises NotFound if there is no such bank, and UsageError if it belongs to another task.
     """
     if name is None and base is not None:
         return current_bank(reg, task, base)
@@ -207,8 +207,8 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
     reg, request, found = work.reg, work.request, _candidates(work)
     if not found:
         raise BadInput(
-            f"No user of task {work.bank.task} both may be an anchor and has at least "
-            f"{request.options.anchor_items} items of it.",
+            f"No user can replace the stale anchors: every user of task {work.bank.task} lacks consent, has fewer than "
+            f"{request.options.anchor_items} items of it, or was refused as an anchor.",
             hint=(
                 "import more items, let users be anchors with ",
                 Command("user consent"),
@@ -258,7 +258,7 @@ def _store_trained(work: _RefreshState, made: Sequence[tuple[Anchor, Adapter]]) 
 
 
 def _remove_unreplaced_anchors(work: _RefreshState) -> None:
-    """Remove stale anchors without a replacement from the bank. Raises BadInput when none would be left."""
+    """Remove stale anchors without a replacement from the bank. Raises BadInput if no anchor would be left."""
     left = work.stale_anchors
     if not left:
         return

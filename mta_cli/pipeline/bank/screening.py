@@ -3,8 +3,8 @@
 The findings are stored with the bank, by anchor id. An anchor that is too large, or changes neutral prompts too much,
 is refused: it is marked stale, no new recipe uses it, and `mta bank build --refresh` replaces it with another user's.
 It is not scaled down, because the cause should be found, and another user can represent its cluster. An anchor that is
-near too many users keeps only the nearest. Banks of evaluations are screened too, so that evaluations measure the
-product.
+near too many users serves only the nearest of them. Banks of evaluations are screened too, so that evaluations measure
+the same models that users get.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def screen_anchors(
     """Screen the usable anchors, add the findings to the bank, and yield a warning for each.
 
     The task adapter must be merged into the base. `user_ids` are the candidates for anchors. With `only`, size and
-    neutral prompts are checked for these anchor ids only, in comparison with all anchors. Reach is always checked for
-    all.
+    neutral prompts are checked for these anchor ids only, in comparison with all anchors. Whether an anchor is near too
+    many users is always checked for all anchors.
     """
     reg, bank, options = bench.reg, bench.bank, bench.spec.gates
     anchors = [anchor for anchor in unrefused_anchors(reg, bank) if anchor.digest is not None]
@@ -82,7 +82,7 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
         yield Note(format_finding(one), warning=True)
     if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
-            "Refused anchors are used for no user. A strong style or one constant answer can look like poisoned data: "
+            "No user's model uses a refused anchor. A strong style or one constant answer can look like poisoned data: "
             "read what their users wrote. "
             f"`mta bank build --task {shlex.quote(bank.task)} --refresh` replaces them.",
             warning=True,

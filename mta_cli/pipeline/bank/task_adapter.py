@@ -1,7 +1,7 @@
 """A bank's task adapter: one LoRA trained on the items of all users of the bank.
 
-Training it is most of the work of a build. Banks with the same users, items and training settings share one, whatever
-their number of anchors.
+Its training takes most of the time of a build, so banks with the same users, items and training settings share one
+task adapter, even if their numbers of anchors differ.
 """
 
 from __future__ import annotations

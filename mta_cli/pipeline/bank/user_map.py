@@ -69,10 +69,11 @@ class SimilarUser:
 
 
 def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
-    """Principal components of the unit profiles of a bank's task, by its embedder, computed from their covariance.
+    """The map of all users with a profile for the bank's task by the bank's embedder, and of the bank's anchors.
 
-    The largest coordinate of each direction is made positive, so the same profiles give the same map. Raises
-    IntegrityFault when profiles differ in length.
+    The two directions are the first principal components of the unit profiles, computed from their covariance. The
+    largest coordinate of each direction is made positive, so the same profiles give the same map. Raises IntegrityFault
+    if profiles differ in length.
     """
     import numpy as np
 
@@ -81,7 +82,8 @@ def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
     middle, directions, share = _principal_components(reg, bank)
     anchors = reg.banks.anchors(bank.id)
     number = {anchor.user_id: n for n, anchor in enumerate(anchors) if anchor.user_id is not None}
-    owners, marks = profile_matrix(reg, bank.task, bank.embedder, list(number))  # those with a profile; [known, width]
+    # the anchors' users with a profile, and their profiles [known, width]
+    owners, marks = profile_matrix(reg, bank.task, bank.embedder, list(number))
     known = np.array([number[owner] for owner in owners], np.int16)  # indices into `anchors`
     ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
     for users, rows in _profile_batches(reg, bank):

@@ -54,7 +54,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
 
 
 def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[str, Any]:
-    """Read and check every adapter of a bank. Raises IntegrityFault that names all missing or damaged adapters."""
+    """Read and check every adapter of a bank. Raises one IntegrityFault for all missing or damaged adapters."""
     bank = reg.banks.get(name, version)
     anchors = reg.banks.anchors(bank.id)
     digests = [digest for digest in (bank.task_adapter, bank.basis, *(a.digest for a in anchors)) if digest]
@@ -88,7 +88,7 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
 def remove_bank(reg: Registry, bank: Bank) -> dict[str, Any]:
     """Remove a bank with its recipes and stacks, and the adapter files that nothing else uses.
 
-    Raises StoreBusy while the bank is built or a user is adapted on it.
+    Raises StoreBusy while the bank is being built, or users are being adapted for its task.
     """
     with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {bank.task}"):
         return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}

@@ -28,7 +28,7 @@ class Executors:
         self._with_workers: dict[WorkerBase, RayExecutor] = {}
 
     def for_base(self, base: LoadedBase, path: Path) -> Executor:
-        """The executor for a base from the folder `path`."""
+        """The executor for a base that was loaded from the folder `path`."""
         if self._options.executor == "local":
             return LocalExecutor(base)
         from mta_cli.pipeline.executors.ray_workers import RayExecutor, WorkerBase
@@ -46,7 +46,7 @@ class Executors:
 
 @contextmanager
 def open_executors(options: ExecutorOptions, outer: Executors | None = None) -> Iterator[Executors]:
-    """New executors for a job, closed at the end of the block; or those of `outer`, the job that it is part of.
+    """New executors for a job, closed at the end of the block; or `outer`, the executors of the job that it is part of.
 
     Raises UsageError if Ray is requested but not installed.
     """

@@ -1,4 +1,4 @@
-"""Runs units of work one after another in this process."""
+"""The interface of executors, and the executor that runs units of work one after another in this process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Executor(Protocol):
     ) -> Iterator[tuple[int, ReportT]]:
         """Run `works` with the task adapter `below`; yields each report with its work's number.
 
-        Works are drawn from the iterator when they can run. They refer to `anchors` by index. A base in this process
-        must already have the task adapter merged.
+        Works are drawn from the iterator when they can run. They refer to `anchors` by index. For work in this process,
+        `below` must already be merged into the base.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The versions on every node of a Ray cluster, which must equal the driver's."""
+"""The versions of mta, Python and Ray on every node of a Ray cluster; a job needs the same versions on all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def versions_here() -> dict[str, str]:
 
 
 def node_versions(address: str) -> dict[str, dict[str, str] | str]:
-    """By node, the versions on the nodes of the cluster at `address`, or an error message. Raises UsageError.
+    """The versions on each node of the cluster at `address`, by `host:port`, or an error message in their place.
 
-    A node without mta gives an error message, because this code cannot run there.
+    A node without mta gives an error message, because this code cannot run there. Raises UsageError without Ray or
+    without a cluster.
     """
     ray = import_ray()
     connect(ray, address)
@@ -44,6 +45,6 @@ def node_versions(address: str) -> dict[str, dict[str, str] | str]:
 def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
     try:
         found: dict[str, str] = ray.get(reference, timeout=ANSWER_SECONDS)
-    except Exception as error:  # any error, depending on what the node lacks
+    except Exception as error:  # any type of error, depending on what the node lacks
         return str(error).strip().splitlines()[-1] or type(error).__name__
     return found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.work import AnchorLookup, ReportT, Work
     from mta_cli.options import ExecutorOptions
 
-BELOW = -1  # stands for the task adapter among the indices of anchors
+BELOW = -1  # the number of the task adapter, beside the indices of anchors
 MAX_TRIES = 4  # attempts at one unit of work if workers are lost
 PLACE_SECONDS = 300.0  # the timeout for a worker to be ready while no work runs
 
@@ -153,14 +153,14 @@ class _Factors:
 
 
 class RayExecutor:
-    """Runs works on `options.workers` workers, each with the same number of threads as this process, so that results
-    are byte-equal.
+    """Runs works on `options.workers` workers.
 
-    The workers start with the first work, in a running cluster or in one that is started and stopped here.
+    Each has as many threads as this process, so that its results have the same bytes as results of this process. The
+    workers start with the first work, in a running cluster or in one that is started and stopped here.
     """
 
     def __init__(self, given: WorkerBase, options: ExecutorOptions) -> None:
-        """Starts nothing yet. Raises UsageError without Ray."""
+        """Starts no workers yet. Raises UsageError if Ray is not installed."""
         ray = self._ray = import_ray()
         self._given, self._options = given, options
         self.workers, self._lost_at_start, self._began = list[Any](), 0, False
@@ -199,7 +199,7 @@ class RayExecutor:
             each = f"{threads} processors" + (f" and {options.gpus:g} GPUs" if on_gpu else "")
             raise UsageError(
                 f"The cluster has room for {places} of {options.workers} workers of {each} each.",
-                hint=Flag("workers", places) if places else "set OMP_NUM_THREADS to fewer threads",
+                hint=("use at most ", Flag("workers", places)) if places else "set OMP_NUM_THREADS to fewer threads",
             )
 
     def _begin_worker(self) -> None:
@@ -249,7 +249,7 @@ class RayExecutor:
                     if task.work is not None:
                         if task.tries >= MAX_TRIES:
                             raise BadInput(
-                                f"{MAX_TRIES} workers ended while they trained the same users.",
+                                f"{MAX_TRIES} workers ended while they worked on the same users.",
                                 hint="Ray's logs have the reason; often memory ran out",
                             ) from error
                         waiting.append(task)
@@ -335,8 +335,9 @@ def import_ray() -> Any:
 
 
 def connect(ray: Any, address: str, **cluster: Any) -> None:
-    """Connect to the cluster at `address`; `local` starts one. Raises UsageError without a cluster of the same
-    versions.
+    """Connect to the cluster at `address`; `local` starts one.
+
+    Raises UsageError if there is no cluster, or if it has other versions of Ray or Python.
     """
     try:
         ray.init(address, log_to_driver=False, logging_level="error", **cluster)

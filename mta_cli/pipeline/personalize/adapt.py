@@ -130,7 +130,7 @@ def adapt_users(
 def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many users have a result, for how many the held-out loss was measured, and for how many it decreased.
 
-    A decrease counts only if `loss_verdict` calls it one.
+    A decrease counts only if `loss_verdict` calls it better, which leaves out the smallest changes.
     """
     losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
     said = [loss_verdict(before, after) for before, after in losses if before is not None and after is not None]
@@ -140,7 +140,7 @@ def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any.
 
-    A user whose anchor is no longer used, as after withdrawn consent, is included.
+    A user whose anchor is no longer usable is included, for example after consent was withdrawn.
     """
     anchors = {anchor.user_id for anchor in usable_anchors(reg, bank)}
     users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
@@ -155,7 +155,7 @@ def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
 def _current_recipes(
     bench: Workbench[FuseRequest], users: Sequence[User], asked: AdaptRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """`return`s the recipes of all users by user id; some are computed again (see `_new_weights`)."""
+    """Returns the recipes of all users by user id; some are computed again (see `_new_weights`)."""
     reg, request = bench.reg, asked.fuse
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bench.bank.id) for user in users}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None}
@@ -178,11 +178,10 @@ def _new_weights(
     one. A recipe from which evidence dropped weights near zero is computed again whenever a number is requested.
     """
     asked = request.options.weights
-    # the last two: by a weighting that an earlier version had; made before the user had a history
     if (
         recipe is None
-        or recipe.method not in WEIGHT_METHODS
-        or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS)
+        or recipe.method not in WEIGHT_METHODS  # a weighting that only an earlier version had
+        or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS)  # made before the user had a history
     ):
         return requested_weighting(request.options)
     if asked is not None and asked != recipe.method:
@@ -205,7 +204,7 @@ class _StackTraining:
     def prepare_target(
         self, user: User, shots: list[Item], recipe: Recipe
     ) -> Generator[Event, None, AdaptTarget | None]:
-        """`return`s the user as a target of training; None if no training is needed, and then stores the result."""
+        """Returns the user's training target. If no training is needed, stores the user's result and returns None."""
         reg, bank = self.bench.reg, self.bench.bank
         if not shots:
             yield Note(
@@ -292,14 +291,16 @@ class _StackTraining:
             "bank": bank.key,
             "recipe": pack_anchor_weights(recipe.shares).hex(),
         }
-        if request.task.name not in BUILTIN_TASKS:  # added tasks can be removed and added again with other content
+        # an added task can be replaced by another of the same name; the stack must then be trained again
+        if request.task.name not in BUILTIN_TASKS:
             config["task_form"] = hashlib.sha256(json.dumps(asdict(request.task), sort_keys=True).encode()).hexdigest()
         if not request.task.labels:
             config["shown"] = list(request.history_mix)
         if beside := self.bench.memory.neighbour_settings(request.memory):
             config["beside"] = beside
+        # default formats are left out, so that stacks stored before this entry existed keep their identity
         if request.machine.formats != MachineOptions().formats:
-            config["formats"] = request.machine.formats  # the default is not part of the identity
+            config["formats"] = request.machine.formats
         job = AdapterJob(
             "stack",
             user.name,
@@ -325,7 +326,7 @@ class _StackTraining:
     ) -> Iterator[Event]:
         """Store the stacks of a group and finish its runs; then yield an event for each user.
 
-        `queries`: the number of held-out queries on which each was measured.
+        `queries` is the number of held-out queries on which each target was measured.
         """
         reg, made = self.bench.reg, list[Stack | None]()
         for i, (target, adapter) in enumerate(zip(targets, adapters, strict=True)):

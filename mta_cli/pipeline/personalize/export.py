@@ -1,6 +1,7 @@
-"""A user's model as a folder for other programs: task adapter, fusion and stack as one LoRA, and own examples.
+"""Exports a user's model as a folder for other programs: PEFT, vLLM, llama.cpp or Ollama.
 
-The folder contains one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No user's name is written.
+Task adapter, fusion and stack become one LoRA, alone or merged into the base. Some of the user's items are added as
+examples for prompts. The folder contains no user's name.
 """
 
 from __future__ import annotations
@@ -56,18 +57,18 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 AUTO_RANKS = (4, 8, 16, 32, 64)
-MAX_AUTO_LOSS = 0.01  # nats a token: a smaller rank may add so much to the loss of the user's own answers
+MAX_AUTO_LOSS = 0.01  # nats per token: the most that a smaller rank may add to the loss of the user's own answers
 LORA_FORMS = ("peft", "gguf-lora")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported. `base_name` is what the base is called where it will run.
+    """How a model is exported. `base_name` is the base's name on the machine that will run the model.
 
-    `rank` None is exact; "auto" is, for forms that are a LoRA, the least one that adds at most `MAX_AUTO_LOSS` to the
-    loss of the user's own answers. `examples` are how many of the user's items go along; None: as many as prompts show.
-    `check` answers some of the user's questions before and after, and counts the answers that changed. `machine` and
-    `prompt` are for these measurements.
+    `rank` None keeps the model exact. `rank` "auto" chooses the smallest rank that adds at most `MAX_AUTO_LOSS` to the
+    loss of the user's own answers; a whole model stays exact. `examples` is the number of the user's items in the
+    export; None means as many as prompts show. With `check`, the user's model and the exported one answer some of the
+    user's questions, and the answers that differ are counted. `machine` and `prompt` are for these measurements.
     """
 
     form: ExportFormat = "peft"
@@ -88,8 +89,9 @@ def export_user(
     """Write the user's most personal model of `task` to the folder `to`, atomically.
 
     A folder with content is refused unless `options.replace`; then the files of an earlier export in it are replaced.
-    Raises BadInput if another file would be overwritten, if parts act on late tokens (unless `options.approximate` lets
-    them act on all), and if the base does not support this format.
+    Raises NotFound if the user has no model of their own. Raises BadInput if another file would be overwritten, if the
+    base does not support this format, and if parts act on late tokens, unless `options.approximate` lets them act on
+    all tokens.
     """
     options = options or ExportOptions()
     target = resolve_export_folder(reg, to, "an export", replace=options.replace, list_file=LIST_FILE)
@@ -118,7 +120,7 @@ def export_user(
     if options.check:
         changed, asked = check.count_changed_answers(ours, weights)
         measured |= {"changed": changed, "asked": asked}
-        lost.append(f"{changed} of {asked} answers differ from those of the user's model, both greedy.")
+        lost.append(f"{changed} of {asked} answers differ from the user's model, both with greedy decoding.")
     if options.form == "peft":
         lost += peft_notes(weights, read_config(base_entry.path))
     for note in (notes := [*notes, *lost]):
@@ -185,12 +187,12 @@ def _require_approximation(user: User, mode: str, options: ExportOptions) -> Non
 
 
 def _content_notes(task: Task, examples: int) -> str:
-    """Notes on the other files in the folder, and on parts of the model that cannot be exported."""
-    stays = "label memory stays here" if task.labels else "the other items stay here"
+    """A note on the user's items in the folder, and on parts of the model that cannot be exported."""
+    stays = "the label memory" if task.labels else "the other items"
     if not examples:
-        return f"No item of the user goes along; {stays}."
-    own = f"{pluralise(examples, 'item')} of the user {'goes' if examples == 1 else 'go'} along word for word"
-    return f"{own} (--examples 0 leaves them out); {stays}."
+        return f"The export contains no item of the user. It does not contain {stays} either."
+    own = f"The export contains {pluralise(examples, 'item')} of the user word for word"
+    return f"{own} (--examples 0 leaves them out). It does not contain {stays}."
 
 
 def _texts(
@@ -258,7 +260,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
 
 
 def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportCheck) -> tuple[LoraWeights, list[str]]:
-    """The weights at the requested rank, and a sentence on the loss by a smaller rank."""
+    """The weights at the requested rank, and a sentence on what a smaller rank loses; no sentence if none is lost."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
     small, rank = exact, options.rank
@@ -270,7 +272,7 @@ def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportC
         return exact, []
     lost = 1 - (small.norm() / exact.norm()) ** 2 if exact.norm() else 0.0
     return small, [
-        f"Rank {exact.rank} was reduced to {small.rank}: {max(lost, 0.0):.1%} of the change's energy is lost."
+        f"Rank {exact.rank} was reduced to {small.rank}: {max(lost, 0.0):.1%} of the squared norm of ΔW is lost."
     ]
 
 

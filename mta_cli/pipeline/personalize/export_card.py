@@ -51,9 +51,9 @@ vLLM serves it as `mine`: `vllm serve {base}{flag} --enable-lora --max-lora-rank
 Ollama: a Modelfile with `FROM .`. llama.cpp: `convert_hf_to_gguf.py . --outfile model.gguf`.
 """,
     "gguf-lora": """llama.cpp: `llama-server -m BASE.gguf --lora {file}`, where BASE.gguf is the base as GGUF.
-Ollama: write the base's name into `Modelfile` behind `FROM`, then `ollama create mine -f Modelfile`.
+Ollama: in `Modelfile`, write the base's name after `FROM`, then `ollama create mine -f Modelfile`.
 """,
-    "gguf": """llama.cpp: `llama-server -m {file}`. LM Studio: put the file into its models' folder.
+    "gguf": """llama.cpp: `llama-server -m {file}`. LM Studio: put the file into its models folder.
 Ollama: `ollama create mine -f Modelfile`.
 """,
 }
@@ -62,10 +62,10 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-l
 
 @dataclass(frozen=True)
 class ExportCard:
-    """The facts for the texts of an export. `notes` are the losses.
+    """The facts for the texts of an export. `notes` are sentences on how it differs from the user's model.
 
-    `loadable` is the base's name in commands, `revision` what was pulled of it from the hub, `examples` the user's own
-    items that go along.
+    `base` is the base's name for readers, and `loadable` its name in commands. `revision` is the commit or branch that
+    was pulled from the hub. `examples` are the exported items of the user.
     """
 
     form: ExportFormat
@@ -79,12 +79,15 @@ class ExportCard:
     examples: tuple[HistoryExample, ...] = ()
 
     def readme(self, prompter: PromptBuilder) -> bytes:
-        """The README: how to run the model, and the messages (without a chat template the text) of mta's prompts."""
+        """The README: how to run the model, and a function that makes mta's prompts.
+
+        The prompts are chat messages, or plain text if the base has no chat template.
+        """
         template = prompter.tokenizer.chat_template
         how = (
-            "under the base's own chat template with these messages"
+            "these messages, in the base's own chat template"
             if template
-            else "with the content of this message and a line break"
+            else "the content of this message, followed by a line break"
         )
         argument = f', revision="{self.revision}"' if self.revision else ""
         flag = f" --revision {self.revision}" if self.revision else ""
@@ -94,8 +97,8 @@ class ExportCard:
         origin = weights_origin(self.fingerprint)
         unknown = f"`BASE` is the folder or repository of {self.base}." if self.loadable == "BASE" else ""
         apart = (
-            f"The base is {origin}, so answers differ a little on the hub's file. For the same answers as in mta, load "
-            f"the folder that `mta model path {self.base}` prints."
+            f"The base in mta is {origin}, so answers differ a little with the hub's weights. For the same "
+            f"answers, load the folder that `mta model path {self.base}` prints."
         )
         parts = [
             "---\nlibrary_name: peft\ntags: [lora]\n---\n" if self.form == "peft" else "",
@@ -104,7 +107,7 @@ class ExportCard:
             *self.notes,
             run.strip(),
             unknown if self.form == "peft" else "",
-            f"mta asks it {how}:",
+            f"The prompts of mta are {how}:",
             f"```python\n{self._prompt_function(prompter)}```",
             self._about_examples(),
         ]
@@ -125,21 +128,21 @@ class ExportCard:
     def _about_examples(self) -> str:
         if not self.examples:
             return (
-                "No item of the user is here. mta shows some before the question, so its answers may differ: compare "
-                "with `mta ask --history-items 0 --memory off`."
+                "This folder contains no item of the user. mta shows some before the question, so its answers may "
+                "differ. For the same prompts, use `mta ask --history-items 0 --memory off`."
             )
         return (
-            f"`{EXAMPLES_FILE}` holds {pluralise(len(self.examples), 'item')} of the user, the newest. mta shows the "
-            "items that are nearest to a question."
+            f"`{EXAMPLES_FILE}` contains the newest {pluralise(len(self.examples), 'item')} of the user. mta shows "
+            "those of all the user's items that are nearest to the question."
         )
 
     def examples_json(self, prompter: PromptBuilder) -> bytes:
-        """The JSON of the exported own items: input, output, and the text by which a prompt shows them."""
+        """The exported items of the user as JSON: input, output, and the text that shows the item in a prompt."""
         rows = [{"input": one.input, "output": one.output, "shown": prompter.render_item(one)} for one in self.examples]
         return (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode()
 
     def modelfile(self, prompter: PromptBuilder) -> bytes:
-        """A Modelfile: each message of a chat is asked as the task asks, with own examples before the first."""
+        """A Modelfile for Ollama. Its template puts each user message into the task's prompt, after the examples."""
         before, after, between, last = prompter.words_around_turns()
         asked = "{{ .Content }}".join(map(_literal, self.task.prompt.split("{input}")))
         content = prompter.messages(self.task.prompt, self.examples)[-1]["content"]
@@ -160,6 +163,6 @@ class ExportCard:
 
 
 def _literal(text: str) -> str:
-    """A text escaped for Ollama's templates; it is followed by `{{`."""
+    """A text escaped for Ollama's templates, for a place that is followed by `{{`."""
     is_plain = "{{" not in text and '"""' not in text and not text.endswith("{")
     return text if is_plain else f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"

@@ -1,4 +1,4 @@
-"""What an export changes: the loss of a user's own answers and their model's greedy answers, before and after."""
+"""Measures what an export changes: the loss of a user's own answers, and the greedy answers of the model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CHECKED_QUESTIONS = 20
 
 
 class ExportCheck:
-    """A user's own questions with their answers: held-out ones first, then the newest items. The base is loaded once.
+    """Compares models on at most `CHECKED_QUESTIONS` questions of a user: held-out queries first, then newest items.
 
-    A prompt shows at most `history_items` of the user's other items.
+    The base is loaded once. A prompt shows at most `history_items` of the user's other items.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ExportCheck:
         return -sum(value for (value,) in found) / sum(len(row.input_ids) - row.answer_start for row in rows)
 
     def count_changed_answers(self, before: Sequence[LoraWeights], after: LoraWeights) -> tuple[int, int]:
-        """The number of items whose greedy answers by `before` and `after` differ, and of all compared items.
+        """The number of questions with different greedy answers from `before` and `after`, and of all questions.
 
         Raises NotFound if the user has no items.
         """
@@ -77,7 +77,7 @@ class ExportCheck:
 
         if not self.rows:
             raise NotFound(
-                f"{self.user.name} has no items of task {self.task.name}, so there is nothing to compare answers on.",
+                f"{self.user.name} has no items of task {self.task.name}, so no answers can be compared.",
                 hint=("leave out ", Flag("check")),
             )
         prompts = [list(row.input_ids[: row.answer_start]) for row in self.rows]

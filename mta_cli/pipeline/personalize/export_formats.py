@@ -30,7 +30,7 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 LIST_FILE = "mta-export.json"
 LORA_FILE, MODEL_FILE, CARD_FILE = "adapter.gguf", "model.gguf", "README.md"
 _EXPERT_LAYERS = frozenset({"gate_proj", "up_proj", "down_proj"})
-# families in which PEFT 0.21 with transformers 5 treats layers of these names as experts everywhere
+# model families in which PEFT 0.21 with transformers 5 treats every layer of these names as an expert
 _EXPERT_FAMILIES = (
     *("afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe"),
     *("glm4_moe_lite", "hunyuan_v1_moe", "longcat_flash", "qwen3_moe", "qwen3_next", "solar_open"),
@@ -63,7 +63,7 @@ class ExportedModel:
     def _merged(self) -> dict[str, FileContent]:
         """A whole model: the base's own files, and its weights with the user's ΔW added, in the weights' dtype.
 
-        Each weight file is computed when it is written. Raises BadInput if the base lacks a module of the stack.
+        Each weight file is computed when it is written. Raises BadInput if the base lacks a module of the user's LoRA.
         """
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
@@ -126,10 +126,7 @@ class ExportedModel:
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
 
     def _require_every_module(self) -> None:
-        """Raises BadInput if a weight that the user changes is not in the base's files under its own name.
-
-        Packed weights cannot be changed either.
-        """
+        """Raises BadInput if the base's files are quantised, or lack a weight that the user's LoRA changes."""
         from mta_cli.engine.model.checkpoint_files import read_config
         from mta_cli.engine.model.safetensors_header import read_safetensors_header
 
@@ -176,17 +173,17 @@ def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None =
 
 
 def peft_notes(weights: LoraWeights, config: Mapping[str, Any]) -> list[str]:
-    """Sentences on parts of these weights that PEFT does not load above a base with this `config.json`."""
+    """Notes on parts of these weights that PEFT cannot use with a base of this `config.json`."""
     names, family = {module.rpartition(".")[2] for module in weights.factors}, config.get("model_type")
     dense = sorted(names & _EXPERT_LAYERS) if family in _EXPERT_FAMILIES else []
     refused = "out_proj" in names and family in _MAMBA_FAMILIES
     notes = (
-        [f"PEFT takes {', '.join(dense)} of this base for its experts, and leaves their change out."] if dense else []
+        [f"PEFT treats {', '.join(dense)} of this base as experts and does not load their changes."] if dense else []
     )
-    # its layer uses the weight directly
-    notes += ["PEFT leaves the change of dt_proj out."] if "dt_proj" in names else []
+    # Mamba layers multiply by dt_proj's weight directly, so a LoRA module around it has no effect
+    notes += ["PEFT does not apply the change of dt_proj."] if "dt_proj" in names else []
     notes += ["PEFT refuses a LoRA on out_proj of this base."] if refused else []
-    return [f"{note} --format merged has it." for note in notes]
+    return [f"{note} --format merged includes it." for note in notes]
 
 
 def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
@@ -195,7 +192,10 @@ def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
 
 
 def base_repository(entry: ModelEntry) -> str | None:
-    """The base's repository on the hub, also of a base that came in a Python package; None if it is not known."""
+    """The base's repository on the hub; None if it is unknown.
+
+    For a base from a Python package, it is the repository of the base that the package was made from.
+    """
     hub = _HUB.fullmatch(entry.name)
     return hub["repository"] if hub else packaged_repository(entry.fingerprint)
 
@@ -207,10 +207,10 @@ def base_revision(entry: ModelEntry, base_name: str | None) -> str | None:
 
 
 def public_base_name(entry: ModelEntry) -> str:
-    """The base's name without a folder of this machine."""
+    """The base's name; of a local folder only the last part, so that the export shows no path of this machine."""
     return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A JSON file's content."""
+    """The content of a JSON file in UTF-8."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

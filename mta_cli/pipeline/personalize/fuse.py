@@ -73,7 +73,7 @@ def fuse_users(reg: Registry, users: Sequence[User], request: FuseRequest) -> It
 def _fuse(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """Make and store the recipes of `users`; `return`s them by user id. Loads the base if evidence needs it."""
+    """Make and store the recipes of `users`; returns them by user id. Loads the base if evidence needs it."""
     task, shots = request.task.name, request.options.shots
     needs_base = requested_weighting(request.options) in SHOT_WEIGHTINGS and any(
         reg.items.recent_items(user.id, task, shots) for user in users
@@ -90,7 +90,7 @@ def _fuse(
 
 
 def job_title(job: str, reg: Registry, request: FuseRequest) -> str:
-    """The title of a running job: its task, its base where the store has several, and where it computes."""
+    """The title of a running job: its task, its base if the store has banks on several, and its Ray workers if any."""
     return f"{job} for {request.task.name}{on_base(reg, request.base.fingerprint)}{request.executor.title_suffix}"
 
 
@@ -113,7 +113,7 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
     size = len(usable_anchors(reg, bank))
     if options.top_k > size:
         raise UsageError(
-            (Flag("top_k", options.top_k), f": bank {bank.name} v{bank.version} has only {size} anchors in use."),
+            (Flag("top_k", options.top_k), f": bank {bank.name} v{bank.version} has only {size} usable anchors."),
             hint=("at most ", Flag("top_k", size)),
         )
 
@@ -144,11 +144,12 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
     except NotFound as error:
         raise NotFound(
             f"Bank {label} was built with the embedder {name}, which is not on this machine.",
-            hint=(error.hint or "", ", or ", anew),
+            hint=(error.hint or "", ", or build the bank again with an installed embedder: ", anew),
         ) from None
     if found.fingerprint != bank.embedder:
         raise NotFound(
-            f"Bank {label} was built with another version of the embedder {name} than this machine has.", hint=anew
+            f"Bank {label} was built with another version of the embedder {name} than this machine has.",
+            hint=("build the bank again with this version: ", anew),
         )
     return found
 
@@ -174,7 +175,7 @@ def refresh_bank_profiles(bench: Workbench[FuseRequest], users: Sequence[User]) 
 def make_recipes(
     bench: Workbench[FuseRequest], users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """Compute and store the recipes of `users`; `return`s them by user id.
+    """Compute and store the recipes of `users`; returns them by user id.
 
     The task adapter must be merged into the base. The recipes of a batch are stored together as soon as they are
     computed. Raises UsersChanged if anchors were replaced meanwhile, and NotFound if the bank was removed.
@@ -190,7 +191,7 @@ def make_recipes(
                 "the task adapter alone answers.",
                 warning=True,
             )
-    recipes, anchors = dict[int, Recipe](), bench.anchors  # read once: all of these recipes rest on the same ones
+    recipes, anchors = dict[int, Recipe](), bench.anchors  # read once, so that all recipes use the same anchors
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     for found in _weigh_batches(bench, asking, request):
         batch = [
@@ -200,7 +201,7 @@ def make_recipes(
         with reg.transaction():
             known = {anchor.id for anchor in reg.banks.anchors(bench.bank.id)}
             if not known.issuperset(share.anchor_id for recipe in batch for share in recipe.shares):
-                changed = f"Anchors of bank {bench.bank.name} v{bench.bank.version} were replaced while it was fused."
+                changed = f"Anchors of bank {bench.bank.name} v{bench.bank.version} were replaced during the fusion."
                 raise UsersChanged(changed, hint="run this again")
             for recipe in batch:
                 reg.recipes.save_recipe(recipe)
@@ -243,7 +244,7 @@ def _method(user: UserShots, request: FuseRequest) -> str:
 def _weigh_batches(
     bench: Workbench[FuseRequest], asking: Sequence[UserShots], request: FuseRequest
 ) -> Iterator[list[tuple[UserShots, list[AnchorShare]]]]:
-    """Yields the users of each batch with their recipes.
+    """Yields the users of each batch with the weights of their anchors.
 
     Batches come in the order of the users, even if the executor finishes them in another. So a resumed job forms the
     same batches as before, which matters because the last bits of a weight depend on its batch.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def adapt_plan_lines(
     reg: Registry, asked: AdaptRequest, bank: Bank, users: Sequence[User], shots: Mapping[int, Sequence[Item]]
 ) -> tuple[PlanLine, ...]:
-    """Users, bank, and what training costs, estimated from a sample of the shots and the speed of this machine."""
+    """Users, bank, and the cost of training, estimated from a sample of the shots and the speed of this machine."""
     from mta_cli.engine.methods.stacks import stack_schedule
 
     request, options = asked.fuse, asked.options

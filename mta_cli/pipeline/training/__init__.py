@@ -1,4 +1,4 @@
-"""Training jobs of groups of adapters, with checkpoints and events.
+"""Training of adapters in groups, with checkpoints and events.
 
-Read `groups` first, then `engine.training.session`; `estimate` estimates their cost.
+Read `groups` first, then `engine.training.session`; `estimate` estimates the cost of a training.
 """

@@ -134,7 +134,7 @@ def cost_lines(
 
 
 def slow_path_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
-    """A line if the base runs through transformers' modules instead of the decoder.
+    """A line if the base runs through transformers' modules, because the fast decoder does not support its family.
 
     An unreadable folder is ignored here; loading reports it.
     """
@@ -152,7 +152,7 @@ def _family_without_decoder(base: ModelEntry) -> str | None:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as text."""
+    """A duration as text, in s, min or h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
@@ -180,7 +180,8 @@ def estimate_memory(
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = training_pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
-        key_values = 2 * layers * shape.kv_heads * shape.head_dim  # bytes of a token before the LoRA's first position
+        # the numbers cached for a token before the LoRA's first position
+        key_values = 2 * layers * shape.kv_heads * shape.head_dim
         each_token = {"all": 0, "upper": shape.width, "late": key_values}[load.placement]
         states = number_bytes(precision) * each_token * load.distinct
         each_rank = layers * shape.factor_widths * load.adapters
@@ -217,7 +218,7 @@ def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1
 
 
 def require_device(machine: MachineOptions) -> None:
-    """Raise UsageError if this machine lacks the device, or the device lacks the number format or the packing."""
+    """Raise UsageError if this machine lacks the device, or the device does not support the dtype or quantisation."""
     from mta_cli.engine.model.load import require_quantize, resolve_device, resolve_dtype
 
     device = resolve_device(machine.device)

@@ -1,4 +1,4 @@
-"""Trains adapters of the store in groups: checkpoints, resumption, files and rows. Used by banks and adaptation.
+"""Trains adapters in groups and stores them: checkpoints, resumption, files and rows. Used by banks and adaptation.
 
 This module does all writing; `engine.training.session` does the computation.
 """
@@ -50,7 +50,7 @@ class AdapterJob:
 
     @property
     def title(self) -> str:
-        """The text for progress messages. `label` is stored, and only a stack's label is a user's name."""
+        """The text for progress messages. `label` is stored, so only a stack's label may be a user's name."""
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
@@ -86,7 +86,7 @@ class AdapterTraining:
     stack: GroupMember | None = None
 
     def member(self, base: LoadedBase) -> GroupMember:
-        """The trainer's input."""
+        """The trainer's input: `stack` if given, else a fresh LoRA with the examples."""
         if self.stack is not None:
             return self.stack
         from mta_cli.engine.lora.adapter import init_lora_weights
@@ -146,7 +146,7 @@ def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
 def pair_with_adapters(
     whose: Sequence[T], trainings: Sequence[AdapterTraining], results: Sequence[Adapter | str]
 ) -> list[tuple[T, Adapter]]:
-    """Each of `whose` with the trained adapter. Raises BadInput if one failed."""
+    """Pairs of an entry of `whose` and its trained adapter. Raises BadInput if a training failed."""
     paired = []
     for one, training, result in zip(whose, trainings, results, strict=True):
         if isinstance(result, str):
@@ -168,11 +168,11 @@ def train_groups(
     executor: Executor | None = None,
     below: LoraWeights | None = None,
 ) -> Iterator[Event]:
-    """Train groups by `executor`, or one after another on `base`, and store the result of each.
+    """Train groups with `executor`, or one after another on `base`, and store the result of each.
 
-    `below` is the task adapter below them; it must already be merged into `base`. `done` is the number of steps already
-    counted in the progress. A checkpoint of each group is kept while it runs, also when the generator is closed. It is
-    deleted when the group's adapters are stored.
+    `below` is the task adapter below the trained adapters; it must already be merged into `base`. `done` is the
+    number of steps already counted in the progress. A checkpoint of each group is kept while it runs, and also when the
+    generator is closed. It is deleted when the group's adapters are stored.
     """
     executor = executor if executor is not None else LocalExecutor(base)
     recorders = dict[int, _SessionRecorder]()  # groups in training, by number

@@ -1,4 +1,4 @@
-"""Adds users, with or without a history. Knows no terminal and no SQL."""
+"""Adds users, with or without a history. Uses neither the terminal nor SQL."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _add_with_history(
 
 
 def history_format(path: Path) -> str:
-    """The format of a history file, by its extension. Raises `BadInput` for any other."""
+    """The format of a history file, by its extension. Raises `BadInput` for an unknown extension."""
     found = HISTORY_FORMATS.get(path.suffix.casefold())
     if found is None:
         raise BadInput(

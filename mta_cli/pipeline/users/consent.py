@@ -1,4 +1,4 @@
-"""Consent: whether a user may be an anchor and help to serve others. Knows no terminal and no SQL.
+"""Consent: whether a user may be an anchor and help to serve others. Uses neither the terminal nor SQL.
 
 Items of a user without consent are not used for anchors, task adapters, label rates, or neighbours of other users'
 questions. Earlier training results stay until the bank is refreshed or built again.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> StaleParts:
-    """Record the consent of some users; returns the stale parts. Raises UserInUse as `Users.set_can_anchor`."""
+    """Record the consent of some users; returns the stale parts. Raises the errors of `Users.set_can_anchor`."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
     with reg.transaction():
@@ -48,10 +48,10 @@ def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = Fals
 def set_consent_of_all(
     reg: Registry, can_anchor: bool, *, task: str | None = None, wait: bool = False
 ) -> Iterator[Event]:
-    """Record the consent of every user, or of those with items of `task`, all or none.
+    """Record the consent of every user, or of every user with items of `task`, in one transaction.
 
     The result names the users whose consent has changed, and lists the stale parts. Raises NotFound for an unknown task
-    and if there is no such user, and UserInUse as `set_consent` does.
+    and if there is no such user, and UserInUse under the conditions of `set_consent`.
     """
     from mta_cli.pipeline.data.tasks import find_task
 

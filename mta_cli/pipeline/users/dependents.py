@@ -1,7 +1,7 @@
 """Finds the parts that become stale when a user leaves or withdraws consent, the users who depend on them, and the
 remedy.
 
-Changes nothing. Knows no terminal and no SQL.
+Changes nothing. Uses neither the terminal nor SQL.
 """
 
 from __future__ import annotations

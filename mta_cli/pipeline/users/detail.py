@@ -1,6 +1,6 @@
 """One user for a detail pane: history, nearest anchors, recipe, training, results, runs.
 
-Plain values, computed without numpy, so that no heavy library is loaded. Knows no terminal and no SQL.
+Plain values, computed without numpy, so that no heavy library is loaded. Uses neither the terminal nor SQL.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Results:
 
 @dataclass(frozen=True)
 class UserDetail:
-    """A user, for one task: `held` is their data as (task, items, queries).
+    """A user's data for one task. `task_counts` has (task, items, queries) for each of the user's tasks.
 
-    `bank` is the task's newest ready bank, on the requested base if that has one; recipe, stack and `near` (nearest
-    anchors first) refer to it. `base` is its base's name if the store has banks on several, and `other_bases` names the
-    others on which the user has a model of the task. `rest` is the share of the task adapter alone in the recipe.
-    `losses` are the losses of the last adaptation, by step.
+    `bank` is the task's newest ready bank, on the requested base if that has one; `recipe`, `stack` and `anchors`
+    (nearest first) refer to it. `base` is the name of its base if the store has banks on several, and `other_bases`
+    names the others on which the user has a model of the task. `task_adapter_share` is the weight in the recipe that
+    goes to the task adapter alone. `losses` are the losses of the last adaptation, by step.
     """
 
     user: User
@@ -97,7 +97,8 @@ class UserDetail:
 
 def load_user_detail(reg: Registry, name: str, task: str | None = None, base: str | None = None) -> UserDetail:
     """The detail of a user for `task` (by default the one with most items), preferably on the base called `base`.
-    Raises NotFound.
+
+    Raises NotFound for an unknown user.
     """
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of_user(user.id))
@@ -197,7 +198,7 @@ def _dot(left: array[float], right: array[float]) -> float:
 
 
 def _task_adapter_share(recipe: Recipe | None) -> float | None:
-    """The share of the task adapter alone in the recipe; None for methods whose weights do not define it."""
+    """The weight in the recipe that goes to the task adapter alone; None for weightings that do not define it."""
     if recipe is None or recipe.method not in SHOT_WEIGHTINGS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)

@@ -25,60 +25,60 @@ if TYPE_CHECKING:
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
     "much there is of each); group: by task, the group that a file gave; task_adapters: the banks whose task adapter "
-    "was trained on the user's items, with those of many others (bank, version); refused_by: the banks whose gates "
-    "refused an anchor of the user, which was "
-    "replaced, and none is made again (bank, version).",
+    "was trained on the items of this user and of others (bank, version); refused_by: the banks whose "
+    "screening refused the user's anchor, so that it was replaced and the user is not made their anchor again "
+    "(bank, version).",
     "items.json": "The history: id, task, time, input and output of each item.",
-    "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
-    "profiles.json": "What the items say together, for finding similar users: task, embedder, items (how many), "
-    "vector (the sum of as many unit vectors).",
-    "recipes.json": "Which anchors the user's model is merged from: bank, version, base_name, task, method, "
+    "queries.json": "Held-out queries, which measure models and never train them: id, task, time, input, gold.",
+    "profiles.json": "A summary of the items, by which similar users are found: task, embedder, items (their number), "
+    "vector (the sum of their embeddings, each of length 1).",
+    "recipes.json": "The anchors from which the user's model is merged: bank, version, base_name, task, method, "
     "recipe_bytes, created, anchors (user, similarity, weight).",
-    "stacks.json": "The user's own residual: bank, version, base_name, task, kind, digest, shots, steps, "
-    "losses before and after, stack_bytes, created, anchors (those that it was trained above), file (of a LoRA), "
-    "numbers (of a core; they stand between the bank's main directions, the adapter of that digest, which all users "
-    "share).",
+    "stacks.json": "The weights that were trained on this user's items alone: bank, version, base_name, task, kind, "
+    "digest, shots, steps, losses before and after, stack_bytes, created, anchors (below it in training), file (of "
+    "a LoRA), numbers (of a core: the coefficients of the bank's main directions; digest is then the adapter with "
+    "these directions, which all users share).",
     "anchors.json": "The user as an anchor: bank, version, base_name, task, anchor, items, digest, stale, file (the "
-    "meta-LoRA that was trained on their items), resting (whose recipes or stacks rest on it).",
-    "neighbours.json": "Items that banks keep to guess others' labels by: bank, version, task, id, vector (the "
-    "embedding of the input).",
+    "meta-LoRA that was trained on their items), resting (the users whose recipes or stacks use it).",
+    "neighbours.json": "The user's items by which banks predict the labels of other users' questions: bank, "
+    "version, task, id, vector (the embedding of the input).",
     "chats.json": "Conversations: id, title, created, messages (role, content, source, created).",
     "evaluations.json": "roles: evaluation, task, fold, role. made: evaluation, fold, method, settings, bytes, "
     "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "
     "gold_tokens, scores (of each label), whose (the gold's log-likelihood under the user's own model, then under "
     "other users'), tokens, seconds.",
-    "runs.json": "about: what was done for the user, with config, result and steps (unit, step, loss, tokens, "
-    "seconds). named_in: runs about several users that were asked for this one.",
+    "runs.json": "about: the jobs about this user, with config, result and steps (unit, step, loss, tokens, "
+    "seconds). named_in: jobs about several users in whose request this user was named.",
 }
 
 
 def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
     """Write all stored data about a user to the folder `to`, atomically.
 
-    Raises NotFound for an unknown user, BadInput for a folder that is not empty or cannot be made,
-    IntegrityFault for a damaged adapter file.
+    Raises NotFound for an unknown user, BadInput for a folder that is not empty or cannot be made, and IntegrityFault
+    for a damaged adapter file.
     """
     user = reg.users.get(name)
-    target = resolve_export_folder(reg, to, "what is held about a user")
+    target = resolve_export_folder(reg, to, "an export of all data")
     documents = collect_user_data(reg, user)
     adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
     files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
     files |= {file: reg.files.read(digest) for digest, file in adapters.items() if file is not None}
     lines = "".join(f"- `{name}`: {what}\n" for name, what in FILE_DESCRIPTIONS.items())
     readme = (
-        "# What is held about a user\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
+        "# All stored data about a user\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
         f"as safetensors under the digests of their contents.\n\n{lines}"
     )
     files["README.md"] = readme.encode()
     with record_export(reg, user, target, "all data"):
-        write_folder(target, files, "What is held", private=True)
+        write_folder(target, files, "The data", private=True)
     yield ArtifactSaved("all data", str(target), f"{len(files)} files")
     size = sum(len(content) for content in files.values())
     yield JobResult({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})
 
 
 def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
-    """The documents by the names of their files, without `.json`; see `FILE_DESCRIPTIONS`."""
+    """The content of each JSON file, by the file's name without `.json`; see `FILE_DESCRIPTIONS`."""
     known = describe_user(reg, user.name)
     answers = [
         {**each, **{key: _unpack_floats(each[key], "<f4") for key in ("scores", "whose")}}

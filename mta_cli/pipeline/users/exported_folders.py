@@ -1,6 +1,6 @@
 """Exported folders: written atomically, and recorded as runs, so that removing a user can list them.
 
-Knows nothing of their contents. No path here contains the user's name.
+Their contents are made by the callers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FileContent = bytes | Callable[[Path], None]
 EXPORT_RUN_KIND = "user export"  # the kind of an export's run
-# for a mount point, or a parent without write access
+# errors of moving a folder into place if it is a mount point, or if its parent cannot be written
 _REFUSED_BESIDE = (errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV)
 
 
@@ -76,8 +76,8 @@ def write_folder(
     `files` maps relative paths (with `/`) to bytes, or to a function that writes the file. A `private` folder is
     accessible only to its owner. With `list_file`, a file of that name lists the SHA-256 of each file, and of files
     `listed` before; it is replaced first, so that an interrupted replacement can be repeated. Returns the number of
-    bytes written. On BadInput, with the system's reason, no file is left. Temporary folders of killed processes are
-    removed.
+    bytes written. Raises BadInput with the system's reason; a new folder is then not left behind. Temporary
+    folders of killed processes are removed.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def write_folder(
 
 
 def read_list(path: Path) -> dict[str, list[str]]:
-    """The SHA-256 of each file in a `list_file`."""
+    """The SHA-256 digests of each listed file, from a `list_file` (see `write_folder`)."""
     found: dict[str, list[str]] = json.loads(path.read_bytes())["files"]
     return found
 

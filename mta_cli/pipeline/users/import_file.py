@@ -1,6 +1,6 @@
 """Imports files of histories: checks the whole file, then writes it, in batches if it is large.
 
-Keeps stored items unchanged. Knows no format (see `parse_file`), no terminal and no SQL.
+Keeps stored items unchanged. The formats are read by `parse_file`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ NAMED_USERS = NAMED_TWINS = 5
 
 
 class StagedSource(NamedTuple):
-    """A checked file, the number of its items (False) and queries (True) that are already stored, and the names of all
-    users.
+    """A checked file (`intake`), and the state of the store at that time.
 
-    `last` are the `last_row_ids` of the store at that time.
+    `known` counts the file's items (False) and queries (True) that are already stored. `names` are the names of all
+    stored users, and `last` are the `last_row_ids`.
     """
 
     intake: ParsedFile
@@ -134,7 +134,10 @@ def import_source(
 def stage_source(
     reg: Registry, source: ImportSource, staged: StagedRecords, find: FindTask
 ) -> Generator[Event, None, StagedSource]:
-    """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
+    """Check a file, stage its records and hold some out; stores nothing.
+
+    Raises the errors of `import_source`.
+    """
     intake = yield from parse_import_file(source, find, staged)
     last, names = reg.items.last_row_ids(), reg.users.names()
     known = _reconcile_with_store(reg, source, intake, set(names))
@@ -166,15 +169,17 @@ def _make_task_finder(reg: Registry, source: ImportSource, task: Task | None) ->
 
 def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
     """Notes on users with fewer queries than requested, and the reasons."""
-    held, wanted = intake.held_out, f"{source.hold_out:,} held-out queries"
+    held = intake.held_out
     if held.short:
         named = join_some([format_value(user) for user, _ in held.short], NAMED_USERS)
-        yield Note(f"users with fewer than {wanted}, because {KEPT_ITEMS} items stay history: {named}", warning=True)
+        few = f"users with fewer than {source.hold_out:,} held-out queries"
+        yield Note(f"{few}, because {KEPT_ITEMS} items stay history: {named}", warning=True)
     if held.fixed:
         counts = [f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()]
         yield Note(
-            f"users with another number than {wanted}, because items that are stored as history or as held out stay "
-            f"so: {join_some(counts, NAMED_USERS)}; with another --task the file is stored as new data",
+            f"users whose number of held-out queries is not {source.hold_out:,}, because stored items stay history or "
+            f"held out as they are: {join_some(counts, NAMED_USERS)}; with another --task the file is stored as new "
+            "data",
             warning=True,
         )
 
@@ -229,16 +234,19 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
 
 
 def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> tuple[NewItem | None, NewItem | None]:
-    """The stored record of this kind with the item's id; for a history item, else the stored query with this id."""
+    """The stored record of the item's kind with its id, and a stored query with its id.
+
+    The query is looked up only for a history item without such a record.
+    """
     there = reg.items.find_stored(user_id, item, held_out=held_out)
     asked = None if held_out or there is not None else reg.items.find_stored(user_id, item, held_out=True)
     return there, asked
 
 
 def _adopt_stored_key(intake: ParsedFile, record: StagedRecord, alike: Sequence[StoredKey]) -> str | None:
-    """Give the record the id of a stored one with the same texts and day; None if none is left.
+    """Give the record the id of a stored record with the same texts and day. Returns the id; None if none is left.
 
-    `alike` are the stored records with its texts.
+    `alike` are the stored records with the same texts. If none is left, the record is marked as a repetition.
     """
     for each in alike:
         if may_be_same_day(each.time, record.item.time) and intake.staged.set_key(record.id, each.key):
@@ -315,7 +323,8 @@ def _duplicate_history_notes(reg: Registry, tasks: Sequence[str], touched: set[i
         names = [format_value(reg.users.by_id(user).name) for user in users]
         who = join_some(names, NAMED_USERS) if len(names) > NAMED_USERS else join_words(names)
         yield Note(
-            f"{who} have the same {count:,} items of {task}: one person twice counts twice in evaluations",
+            f"{who} have the same {count:,} items of {task}: if they are one person, evaluations count this person "
+            "twice",
             warning=True,
         )
     if len(found) > NAMED_TWINS:
@@ -361,8 +370,8 @@ def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], No
     """Write every batch, several in each transaction of about `TURN_SECONDS`; yields the number of rows written after
     each.
 
-    In the `pause` (seconds) between two transactions other processes can write: SQLite lets them try every tenth of a
-    second.
+    In the `pause` (seconds) between two transactions other processes can write. A waiting SQLite connection tries again
+    every tenth of a second.
     """
     waiting = iter(batches)
     batch, written = next(waiting, None), 0

@@ -1,4 +1,4 @@
-"""Refuses or delays changes to a user whose data a running job uses. Knows no terminal."""
+"""Refuses or delays changes to a user whose data a running job uses. Does not use the terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ POLL_SECONDS = 0.5
 
 
 def change_when_unused(change: Callable[[], T], *, wait: bool) -> Generator[Event, None, T]:
-    """Run `change` and return its result. While a job uses the user, wait for its end if `wait`, else raise
-    UserInUse.
+    """Run `change` and return its result. While a job uses the user, wait for the job's end.
+
+    Without `wait`, raise UserInUse instead.
     """
     told = ""
     while True:

@@ -1,7 +1,4 @@
-"""Provenance: the users whose items a bank, or a user's answers, are made from.
-
-Only reads. Knows no terminal and no SQL.
-"""
+"""Provenance: the users whose items are in a bank, or behind a user's answers. Only reads the store."""
 
 from __future__ import annotations
 

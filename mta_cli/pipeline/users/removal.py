@@ -1,8 +1,8 @@
 """Removes a user, or some of a user's items, with everything made from them, and reports the parts that stay.
 
 Anchors and task adapters keep what they learned until a bank is refreshed or built again, and exports stay outside the
-store. Profiles are computed again when needed; `mta user adapt` makes recipes and stacks again. Knows no terminal and
-no SQL.
+store. Profiles are computed again when needed; `mta user adapt` makes recipes and stacks again. Uses neither the
+terminal nor SQL.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ SHOWN_CHARS = 60  # characters of an item's texts in a plan
 
 
 def plan_user_removal(reg: Registry, name: str, *, as_notes: bool = False) -> Iterator[Event]:
-    """The effect of `remove_user`: removed parts and stale anchors; with `as_notes` also as a note. Raises
-    `NotFound`.
+    """The effect of `remove_user`: removed parts and stale anchors; with `as_notes` also as a note.
+
+    Raises NotFound for an unknown user.
     """
     user = reg.users.get(name)
     yield from _tell_plan("forget", [], list(_user_lines(reg, user)), {"user": user.name}, as_notes=as_notes)
@@ -46,7 +47,10 @@ def plan_user_removal(reg: Registry, name: str, *, as_notes: bool = False) -> It
 def plan_item_removal(
     reg: Registry, name: str, ids: Sequence[str], *, task: str | None = None, as_notes: bool = False
 ) -> Iterator[Event]:
-    """The effect of `remove_items`; with `as_notes` also as notes. Raises as `remove_items`."""
+    """The effect of `remove_items`; with `as_notes` also as notes.
+
+    Raises the errors of `remove_items`, except UserInUse.
+    """
     user = reg.users.get(name)
     found = _find_items(reg, user, ids, task)
     made = _made_from(reg, user, found)
@@ -105,7 +109,7 @@ def remove_items(
 ) -> Iterator[Event]:
     """Remove the user's items with these ids, all or none, and what was made from them.
 
-    The items must be of one task. Raises NotFound for an unknown user or id, UsageError where items of several tasks
+    The items must be of one task. Raises NotFound for an unknown user or id, UsageError if items of several tasks
     have these ids and no `task` is given, and UserInUse while a job uses the user's items, unless it may `wait`.
     The result counts what was removed, and lists what stays: stale anchors, the users who depend on them, task adapters
     that may have been trained on the items, and exported folders.
@@ -118,7 +122,7 @@ def remove_items(
         notes = [Note(f"removed from {user.name}'s history of {of}: {', '.join(keys)}")]
         if made.recipes or made.stacks:
             again = Command("user adapt", user.name, task=of)
-            text = f"recipes and stacks that were made with it are removed too; anew: `{again}`"
+            text = f"recipes and stacks that were made with these items are removed too; `{again}` makes new ones"
             notes.insert(0, Note(text, warning=True))
         erase = partial(reg.items.remove_items, user, of, found, made.since)
         counts = {"recipes": len(made.recipes), "stacks": len(made.stacks)}
@@ -140,8 +144,8 @@ class _Removal:
     result: Mapping[str, Any]
     pooled: list[Bank]
     notes: Callable[[Erased], list[Note]]
-    what: str = "what was removed"
-    whose: str = "what was removed"
+    what: str = "the removed items"
+    whose: str = "the removed items"
 
 
 def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> Iterator[Event]:
@@ -202,11 +206,14 @@ def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
         text = reg.tasks.get(name)
         if text is None:  # built in, or removed
             continue
-        with suppress(BadInput):  # it cannot be read
+        with suppress(BadInput):  # a stored task that cannot be read
             task = parse_task(text, name)
             if task.kind == "label" and (given := reg.items.outputs_unique_to_user(user.id, name, task.labels)):
-                labels = f"labels of task {name} that only they gave stay in it: {', '.join(map(format_value, given))}"
-                yield Note(f"{labels}; `mta task rm {name}` removes the task", warning=True)
+                labels = f"labels of task {name} that only this user gave stay in the task"
+                yield Note(
+                    f"{labels}: {', '.join(map(format_value, given))}; `mta task rm {name}` removes the task",
+                    warning=True,
+                )
 
 
 def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None) -> list[Item]:
@@ -228,7 +235,7 @@ def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None)
 
 @dataclass(frozen=True)
 class _PartsMadeFromItems:
-    """The parts made from items of one task. Nothing older than `since` can be affected; empty if unknown."""
+    """The parts made from items of one task. Parts older than `since` are not affected; it is empty if unknown."""
 
     since: str
     recipes: list[Recipe]

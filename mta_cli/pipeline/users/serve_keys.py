@@ -25,10 +25,10 @@ from store.process_lock import job_lock
 FILE_NAME = "serve-keys.json"
 FILE_LOCK = "keys of the server"  # held by a process that changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
-EVERYBODY = "*"  # in a key's hashes of names: all users
+EVERYBODY = "*"  # in place of the hashes of names in a key: all users
 _KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_FAST = "sha256:"  # begins the hash of a key, unless it is of an earlier version
+_FAST = "sha256:"  # the prefix of a key's hash, unless an earlier version made the key
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ class KeyFile:
     def __init__(self, salt: str, keys: Iterable[Key] = (), *, is_there: bool = True) -> None:
         self.is_there = is_there
         self._salt, self._keys = salt, {key.id: key for key in keys}
-        self.verified: dict[str, str] = {}  # scrypt's hashes of found keys, and their fast ones
+        self.verified: dict[str, str] = {}  # of keys that were found: the SHA-256 hash by the scrypt hash
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
@@ -76,7 +76,7 @@ class KeyFile:
             ) from error
 
     def write(self, path: Path) -> None:
-        """Replace the file, readable by its owner alone. Raises as `atomic_write`."""
+        """Replace the file, readable by its owner alone. Raises the errors of `atomic_write`."""
         content = msgspec.json.encode(_Content("mta-keys-1", self._salt, self.keys))
         atomic_write(path, msgspec.json.format(content, indent=1))
 
@@ -106,7 +106,7 @@ class KeyFile:
         return f"mta-{number}-{secret}"
 
     def remove(self, label: str) -> None:
-        """Remove a key. Raises NotFound."""
+        """Remove the key of this name. Raises NotFound if there is none."""
         found = next((key for key in self._keys.values() if key.label == label), None)
         if found is None:
             raise NotFound(f"There is no key named {label!r:.60}.", hint=Command("serve key list"))
@@ -123,7 +123,7 @@ class KeyFile:
         return changed
 
     def find(self, token: str) -> Key | None:
-        """The key of `token`; None if it is wrong. A key of an earlier version takes long until it was found once."""
+        """The key of `token`; None if it is wrong. The first search for a key of an earlier version takes long."""
         key, secret = self._parse(token)
         if key is None:
             return None
@@ -133,7 +133,7 @@ class KeyFile:
         return key if hmac.compare_digest(known, fast) else None
 
     def slow_key(self, token: str) -> str | None:
-        """The id of the key of `token`, if `find` takes long."""
+        """The id of the key of `token` if `find` would take long for it; otherwise None."""
         key, _ = self._parse(token)
         return None if key is None or self.verified.get(key.hash, key.hash).startswith(_FAST) else key.id
 
@@ -156,7 +156,7 @@ def drop_from_keys(root: Path, names: Iterable[str]) -> Callable[[], None]:
     """Remove these names from all keys of the store `root`, so that a later user of such a name is not accessible.
 
     Returns a function that undoes it unless the file has changed since. Both raise StoreBusy while another process
-    changes the file, and as `KeyFile.read` and `KeyFile.write`.
+    changes the file, and the errors of `KeyFile.read` and `KeyFile.write`.
     """
     path = root / FILE_NAME
     if not path.exists():

@@ -1,8 +1,8 @@
 """Finds running servers of a store, and tells them that users or models have changed.
 
 A server has two sockets in the store's folder `servers`, which only the store's owner can open. The first takes two
-commands: to re-read the store and drop removed parts, which it confirms afterwards, and to say what it serves. On the
-second it is asked by HTTP without a key.
+commands: `recheck` makes the server re-read the store and drop removed parts, which it confirms when done; `about`
+returns a description of what it serves. The second takes HTTP requests without a key.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
 class RunningServer:
     """A running server. `http` is the path of its socket for requests, and `about` describes what it serves.
 
-    `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`; a server that does
-    not answer in time, or of another version, has none of it.
+    `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`. It is empty if the
+    server does not answer in time or has another version.
     """
 
     process: int
@@ -61,13 +61,13 @@ def remove_dead_sockets(root: Path) -> None:
 
 
 def http_path(path: Path) -> Path:
-    """The path of the socket for questions beside the socket at `path`."""
+    """The path of the socket for HTTP requests, beside the socket for commands at `path`."""
     return path.with_suffix(HTTP_SUFFIX)
 
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A short path to a socket, if its own path is too long for the system."""
+    """A path to the socket at `path` during the block: a short one if `path` is too long for the system."""
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH or not Path("/proc/self/fd").exists():
         yield str(path)
         return
@@ -79,7 +79,7 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def running_servers(root: Path) -> list[RunningServer]:
-    """The servers that answer on a socket of this store."""
+    """The servers that accept connections on a socket of this store."""
     found = []
     for path in _sockets(root):
         with contextlib.suppress(OSError), _connect(path) as connection:
@@ -88,12 +88,12 @@ def running_servers(root: Path) -> list[RunningServer]:
 
 
 def recheck_servers(root: Path) -> list[int]:
-    """Ask running servers to re-read the store; returns those that did not reply in time."""
+    """Ask running servers to re-read the store; returns the process ids of servers that did not confirm it in time."""
     silent = []
     for path in _sockets(root):
         try:
             connection = _connect(path)
-        except BlockingIOError:  # it takes no more connections
+        except BlockingIOError:  # it hangs and takes no more connections
             silent.append(_process_number(path))
             continue
         except OSError:
@@ -135,7 +135,8 @@ def _process_part(path: Path) -> str:
 
 def _connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ABOUT_SECONDS)  # of a server that hangs, connecting ends at once in BlockingIOError
+    # if the queue of a hanging server is full, connecting raises BlockingIOError at once, without this timeout
+    connection.settimeout(ABOUT_SECONDS)
     try:
         with short_path(path) as place:
             connection.connect(place)

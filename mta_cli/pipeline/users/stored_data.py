@@ -1,4 +1,4 @@
-"""All stored data about one user, as plain values. Knows no terminal and no SQL."""
+"""All stored data about one user, as plain values. Uses neither the terminal nor SQL."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ Entry = dict[str, Any]
 
 
 def describe_user(reg: Registry, name: str, *, with_texts: bool = True) -> Entry:
-    """Consent, the group in each task, items, queries, profiles, recipes, stacks, anchors, chats and runs; the other
-    users' data behind this user's models, and the banks' data from this user. `with_texts`: with the items and queries
-    themselves, not only their counts. Raises `NotFound`."""
+    """A user's stored data: consent, the group in each task, counts of items and queries, profiles, recipes, stacks,
+    anchors, chats and runs.
+
+    `rests_on` lists the other users' data that this user's models use, and `given_to` the banks that use this user's
+    data. With `with_texts`, the items and queries themselves are included. Raises NotFound for an unknown user.
+    """
     user = reg.users.get(name)
     held = reg.users.tasks_of_user(user.id)
     tasks = [task for task, _, _ in held]

@@ -288,6 +288,6 @@ def test_a_check_needs_something_to_ask(world: World, tmp_path: Path) -> None:
     known = world.reg.recipes.get(world.bob.id, world.task, bank.id)
     assert known is not None
     world.reg.recipes.save_recipe(replace(known, user_id=zoe.id))
-    with pytest.raises(NotFound, match="nothing to compare answers on"):
+    with pytest.raises(NotFound, match="so no answers can be compared"):
         list(export_user(world.reg, world.entry, zoe, world.task, tmp_path / "a", ExportOptions(check=True)))
     assert not (tmp_path / "a").exists()

@@ -340,7 +340,7 @@ def test_a_whole_gguf_of_a_base_without_template_begins_as_its_tokenizer_does(
 @pytest.mark.parametrize(
     ("family", "said"),
     [
-        ("qwen3-experts-in-some-layers", "down_proj, gate_proj, up_proj of this base for its experts"),
+        ("qwen3-experts-in-some-layers", "down_proj, gate_proj, up_proj of this base as experts"),
         ("jamba", "the change of dt_proj"),
         ("qwen3", ""),
         ("phi3", ""),
@@ -370,7 +370,7 @@ def test_the_readme_says_what_peft_does_not_load(world: World, tmp_path: Path) -
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "deepseek_v3"}))
     entry = replace(world.entry, path=tmp_path / "base")
     list(export_user(world.reg, entry, world.alice, world.task, tmp_path / "x", ExportOptions()))
-    assert "leaves their change out. --format merged" in (tmp_path / "x" / "README.md").read_text()
+    assert "does not load their changes. --format merged" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_peft_refuses_mambas_output_layers(world: World) -> None:

@@ -102,7 +102,7 @@ def test_the_task_alone_keeps_labels_of_a_removed_user(reg: Registry, fast: None
     path.write_text("\n".join(["who,question,answer", *rows]) + "\n", encoding="utf-8")
     finish(run_quick(reg, request(path, columns=ColumnMapping("who", "question", "answer"))))
     _, seen = finish(remove_user(reg, "u0"))
-    assert any(f"task moods that only they gave stay in it: '{own}'" in text for text in notes(seen))
+    assert any(f"task moods that only this user gave stay in the task: '{own}'" in text for text in notes(seen))
     remove_task(reg, "moods")
     reg.close()
     assert not [file for file in reg.root.rglob("*") if file.is_file() and own.encode() in file.read_bytes()]

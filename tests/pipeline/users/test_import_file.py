@@ -78,7 +78,7 @@ def test_two_users_with_the_same_items_are_named(reg: Registry, tmp_path: Path) 
     def history(name: str, *numbers: int) -> dict[str, Any]:
         return {"user_id": name, "profile": [tagged(n) | {"id": f"{name}{k}"} for k, n in enumerate(numbers)]}
 
-    ends = "items of lamp-2: one person twice counts twice in evaluations"
+    ends = "items of lamp-2: if they are one person, evaluations count this person twice"
     assert notes(history("ann", 1, 2, 3), history("bob", 3, 1, 2), history("cleo", 1, 2, 4), history("dan", 1, 2)) == [
         f"'ann' and 'bob' have the same 3 {ends}"
     ]
@@ -345,8 +345,8 @@ def test_another_number_of_held_out_items_says_that_stored_ones_stay(
         result, notes = run(import_source(reg, source(path, hold_out=wanted), dry_run=dry_run))
         if wanted == 1:
             assert notes == [
-                "users with another number than 1 held-out queries, because items that are stored as history or as "
-                "held out stay so: 'ann' has 2, 'bob' has 2; with another --task the file is stored as new data"
+                "users whose number of held-out queries is not 1, because stored items stay history or held out as "
+                "they are: 'ann' has 2, 'bob' has 2; with another --task the file is stored as new data"
             ]
         else:
             short, fixed = notes

@@ -81,7 +81,9 @@ def test_labels_that_only_they_gave_are_named_with_their_task(fresh: Registry, t
     history = [row for name, labels in given.items() for label in labels for row in rows(name, 1, output=label)]
     imported(fresh, "jsonl", write(tmp_path / "a.jsonl", history), task="moods")
     assert not any("moods" in note for note in run(remove_user(fresh, "ann"))[1]), "others gave them too"
-    named = "labels of task moods that only they gave stay in it: 'odd'; `mta task rm moods` removes the task"
+    named = (
+        "labels of task moods that only this user gave stay in the task: 'odd'; `mta task rm moods` removes the task"
+    )
     assert named in run(remove_user(fresh, "bob"))[1]
     fresh.tasks.save_task("moods", "not a task")
     assert run(remove_user(fresh, "cy"))[0]["user"] == "cy"
@@ -160,7 +162,7 @@ def test_what_was_made_from_it_goes_and_anchors_are_stale(reg: Registry) -> None
     assert [anchor.stale for anchor in reg.banks.anchors(made.id)] == [True, False]
     assert reg.stacks.of_user(bob.id) and reg.recipes.of_user(bob.id)
     assert any("mta user adapt ann --task free" in note for note in notes)
-    assert any("trained on what was removed" in note for note in notes)
+    assert any("trained on the removed items" in note for note in notes)
     assert others.digest is not None
 
 
