@@ -110,7 +110,7 @@ def no_model_warning(ladder: Ladder) -> list[str]:
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """A sentence for each personal step and for naive Bayes: how often the own model makes the gold likeliest."""
+    """A sentence for each personal step and naive Bayes: how often the gold is likeliest under the user's own model."""
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 

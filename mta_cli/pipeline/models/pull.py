@@ -254,7 +254,7 @@ def _is_installed(name: str, place: Path) -> bool:
 
 
 def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
-    """The difference in bytes between the files' total size and the manifest's; 0 for a complete model."""
+    """The absolute difference in bytes between the files' total size and the manifest's; 0 for a complete model."""
     files = [place / str(name) for name in manifest["files"]]
     return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
 
