@@ -1,8 +1,9 @@
 """Adapting users to their five shots: ours compared with a PEFT LoRA of rank 8 trained on the bare base.
 
 Ours starts above a task adapter and a few anchors, which are made here from other users and not timed, because a bank
-is made once. Timed are the evidence of every anchor for every user, merging, and the stack's training. The rival
-(OPPU's settings: rank 8 on q and v) trains until its held-out loss is as low as ours, or up to its limit of steps.
+is made once. The timed part is the evidence of every anchor for every user, merging, and the stacks' training. The
+rival (OPPU's settings: rank 8 on q and v) trains until its held-out loss is as low as ours, or up to its limit of
+steps.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def prepared(base: LoadedBase, others: Sequence[Sequence[TrainingRow]]) -> dict[
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("users", 16), ("rival-users", 2), ("limit", 16), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -72,7 +72,7 @@ def sides(
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("anchors", 16), ("items", 8), ("rival-anchors", 2), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)

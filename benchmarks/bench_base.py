@@ -1,7 +1,7 @@
 """How fast a base trains, adapts users and decodes on this machine, with the product's own code on random texts.
 
-A shape of the catalog is measured with random weights, so nothing is downloaded: speed and memory do not depend on what
-the weights are. Each measurement is an endless generator that yields the amount of work done in each step.
+A shape of the catalog is measured with random weights, so nothing is downloaded: speed and memory do not depend on the
+weights' values. Each measurement is an endless generator that yields the amount of work done in each step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mta_cli.options import BankOptions
 from mta_cli.pipeline.models.bases import HUB_BASES, HubBase
 
 USERS, SECONDS = 16, 5.0  # users in one decoding batch, and seconds for each of four measurements
-ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
+ROW_TOKENS, ANSWER_TOKENS = 128, 16  # tokens of a training row, and of its answer
 GROUP_USERS = 8  # users who train together
 ADAPT_SHOTS = 5  # shots of each adapted user
 PROFILE_WIDTH = 384  # the default embedder's width
@@ -59,7 +59,7 @@ class Throughput:
 
 
 def measure_base(shape: HubBase, device: str, dtype: str, seconds: float = SECONDS, users: int = USERS) -> Row:
-    """The rates of random weights of `shape`, and the most memory that was taken."""
+    """The speeds of a random base of `shape`, and the peak memory."""
     base = make_random_base(shape, device=device, dtype=dtype)
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(base.device)
@@ -77,7 +77,7 @@ def measure_base(shape: HubBase, device: str, dtype: str, seconds: float = SECON
     base.invalidate_caches()
     row["adapting, users/s"] = measure_adapting(base, seconds, 0).rate
     row["training, tokens/s"] = measure(train_tokens(base, device_batch_tokens(base.device), 0), seconds).rate
-    on_gpu = base.device.type == "cuda"  # there, the peak of tensors
+    on_gpu = base.device.type == "cuda"  # on a GPU, only the tensors' peak is known
     peak = torch.cuda.max_memory_allocated(base.device) if on_gpu else harness.peak_bytes()
     return {**row, "memory, GB": peak / 1e9}
 
@@ -191,7 +191,7 @@ def _random_tokens(base: LoadedBase, count: int, seed: int) -> list[int]:
 
 
 def main() -> None:
-    """Measure the shape, and print what was found."""
+    """Measure the shape, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(HUB_BASES), default=harness.MODEL)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")

@@ -3,10 +3,10 @@ per user, and with `mta ask` beside a running `mta serve`.
 
 One user of the included sample is fused from two anchors and adapted with minimal training, on which neither bytes nor
 seconds depend. PEFT gets the same user's model, exported, and the same prompt; both generate one greedy token, and the
-time runs from the start of the process to the first byte of the answer. Warm, all files are in memory; cold, the base's
-and the user's files have been dropped from the page cache before each run. The libraries stay in it: from a slow disk
-they take a minute or more, equally for both sides. The limit is a process that imports torch and reads the weights
-once.
+time runs from the start of the process to the first byte of the answer. In warm runs all files are in memory. Before
+each cold run, the base's and the user's files are dropped from the page cache. The libraries stay in it, because
+reading them from a slow disk takes a minute or more, equally for both sides. The limit is a process that imports torch
+and reads the weights once.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def byte_rows(adapted: Mapping[str, Any], exported: Path, folders: Mapping[str, 
 
 
 def start_rows(runs: Mapping[str, Sequence[harness.Timed[Spoken]]]) -> list[dict[str, Any]]:
-    """Median seconds to the first byte and to the end, beside ours and the limit in the same state of the cache."""
+    """Median seconds to the first byte and to the end, compared with ours and the limit in the same cache state."""
     first = {name: statistics.median(run.value.first for run in taken) for name, taken in runs.items()}
     rows = []
     for name, taken in runs.items():
@@ -188,7 +188,7 @@ def commands(exported: Path, ids: Sequence[int], dtype: str) -> dict[str, list[s
 
 @contextmanager
 def served(env: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a server of the store runs."""
+    """Inside the block, a server of the store runs."""
     command = mta(["serve", "--port", "0", "--device", "cpu"])
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -207,7 +207,7 @@ def from_the_base(root: Path) -> tuple[list[int], str, dict[str, Path]]:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats

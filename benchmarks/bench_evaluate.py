@@ -54,7 +54,7 @@ def queries(base: LoadedBase, task: str, count: int) -> Queries:
 def weighing(
     base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int
 ) -> dict[str, Callable[[], Found]]:
-    """Ways to find each query's label; the rivals find those of the first `few`."""
+    """Ways to find each query's label; the rivals find the labels of the first `few` queries."""
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
@@ -128,7 +128,7 @@ def _label(answer: Sequence[int], labels: Sequence[Sequence[int]]) -> int:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("repeats", 5), ("queries", 64), ("few", 4), ("tokens", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)

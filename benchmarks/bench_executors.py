@@ -70,7 +70,7 @@ def groups(
 
 
 def digest(executor: Executor, works: Sequence[Any]) -> str:
-    """Run the works; the digest of all trained factors."""
+    """Run the works; returns the digest of all trained factors."""
     from mta_cli.engine.training.session import TrainingResult
 
     found: dict[int, bytes] = {}
@@ -86,7 +86,7 @@ def started(executor: Executor) -> float:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("anchors", 64), ("adaptations", 512), ("items", 8), ("steps", 10), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)

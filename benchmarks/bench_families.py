@@ -46,7 +46,7 @@ DECODER, MODULES = "decoder", "modules"
 
 
 def random_base(family: str, dtype: str, layers: int) -> LoadedBase:
-    """A random base of the family with a decoder where it is covered."""
+    """A random base of the family, with our decoder if it covers the family."""
     import torch
     import transformers
 
@@ -63,7 +63,10 @@ def random_base(family: str, dtype: str, layers: int) -> LoadedBase:
 
 
 def training(base: LoadedBase, users: int, length: int, steps: int) -> Callable[[], int]:
-    """Steps of rank 8 on all linear layers of the upper third, two rows of `length` tokens a step; tokens trained."""
+    """A function that trains a LoRA of rank 8 per user on all linear layers of the upper third; it returns the tokens.
+
+    A step has two rows of `length` tokens for each user.
+    """
     import torch
 
     from mta_cli.engine.lora.adapter import init_lora_weights
@@ -86,7 +89,7 @@ def training(base: LoadedBase, users: int, length: int, steps: int) -> Callable[
 
 
 def decoding(base: LoadedBase, length: int, tokens: int) -> Callable[[], int]:
-    """A prompt of `length` tokens and an answer of `tokens`; how many tokens the answer has."""
+    """A function that answers a prompt of `length` tokens with at most `tokens`; it returns the answer's length."""
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
 
@@ -115,7 +118,7 @@ def measure(family: str, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print what was found, in tokens a second."""
+    """Measure, and print the results in tokens a second."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

@@ -254,10 +254,10 @@ def batch(repeats: int, users: int, tokens: int, few: int) -> None:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("decode", "batch"))
-    parser.add_argument("--threads", default="1,2", help="of one user; several are measured one after another")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads for one user, measured one after another")
     for name, default in (("repeats", 5), ("tokens", 48), ("users", 16), ("batch-tokens", 64), ("one-by-one", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()

@@ -48,7 +48,7 @@ def said(number: int) -> NewItem:
 
 
 def make_store(root: Path) -> None:
-    """The large store, in plain SQL: the full-text index is made at the end, which is faster than item by item."""
+    """Make the large store in plain SQL. The full-text index is built at the end, which is faster than item by item."""
     Registry.open(root, create=True).close()
     with closing(sqlite3.connect(root / "registry.db")) as db:
         ((trigger,),) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'items_indexed'").fetchall()
@@ -81,7 +81,7 @@ def _owner(number: int) -> int:
 
 
 def history_file(path: Path, items: int, first: int = 10_000_000) -> Path:
-    """A CSV or JSONL file of new items."""
+    """Write a CSV or JSONL file of new items; returns its path."""
     found = map(said, range(first, first + items))
     with path.open("w", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -116,7 +116,7 @@ def measure(line: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def writer(root: Path) -> Iterator[dict[str, Any]]:
-    """Repeated writes of another process: the longest wait in seconds, and the number of failures."""
+    """Inside the block, a thread writes to the store repeatedly; yields its longest wait (seconds) and its failures."""
     found: dict[str, Any] = {"others wait s": 0.0, "others failed": 0}
     ended = threading.Event()
 
@@ -140,14 +140,14 @@ def writer(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def add_tasks(root: Path) -> None:
-    """A store with only many tasks."""
+    """Make a store with `TASKS` tasks and nothing else."""
     with Registry.open(root, create=True) as reg, reg.transaction():
         for number in range(TASKS):
             reg.tasks.save_task(f"mine-{number}", f'name = "mine-{number}"\nprompt = "Say {{input}}"\n')
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         place, env = Path(folder), environment(Path(folder))

@@ -86,7 +86,7 @@ def measure() -> dict[str, float]:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """`count` processes that compute endlessly."""
+    """Inside the block, `count` processes compute endlessly."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     time.sleep(0.5)
     try:
@@ -107,9 +107,9 @@ def measured(setting: Mapping[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inside", action="store_true", help="measure this process alone")
+    parser.add_argument("--inside", action="store_true", help="measure in this process, and print JSON")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--loads", type=int, nargs="+", default=[0, 1, 2])
     chosen = parser.parse_args()

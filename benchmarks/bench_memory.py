@@ -26,7 +26,7 @@ FORMATS = {"float32": ("float32", "off"), "bfloat16": ("bfloat16", "off"), "nf4"
 
 
 def measure(form: str, anchors: int, items: int) -> dict[str, Any]:
-    """One format in this process."""
+    """Measure one format in this process."""
     from mta_cli.events import JobPlan, JobResult
     from mta_cli.options import BankOptions, MachineOptions, ModelOptions, OptionSet, PromptOptions, ScreeningOptions
     from mta_cli.pipeline.bank.build import build_bank
@@ -86,10 +86,10 @@ def answers(reg: Registry, options: OptionSet) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--anchors", type=int, default=4)
-    parser.add_argument("--items", type=int, default=12, help="of each user")
+    parser.add_argument("--items", type=int, default=12, help="the items of each user")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--one", choices=FORMATS, help="measure this format in this process, and print JSON")
     chosen = parser.parse_args()

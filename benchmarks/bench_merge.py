@@ -55,7 +55,7 @@ def make_adapters(model: Any, folder: Path) -> dict[str, Path]:
 
 
 class Ours:
-    """Files to one LoRA."""
+    """Our way from files to one merged LoRA."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.files = {name: folder / WEIGHTS_FILE for name, folder in folders.items()}
@@ -85,7 +85,7 @@ class Peft:
             self.model.load_adapter(folder, adapter_name=name)
 
     def merging(self, kind: str) -> Callable[[], str]:
-        """Merges by `add_weighted_adapter`; `svd` keeps every rank, as `cat` does, in its faster form."""
+        """A function that merges by `add_weighted_adapter`. `svd` keeps the full rank, like `cat`, in its fast form."""
         more = {"svd_rank": len(SHARES) * RANK, "svd_full_matrices": False} if kind == "svd" else {}
 
         def run() -> str:
@@ -106,7 +106,7 @@ class Peft:
             self.model.delete_adapter(self.made.pop())
 
     def factors(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """A merged adapter as it acts: the scale inside B."""
+        """The factors of a merged adapter, with the scale multiplied into B."""
         found = {}
         for path, module in self.model.get_base_model().named_modules():
             if name in getattr(module, "lora_A", {}):
@@ -157,7 +157,7 @@ def _row(name: str, own: float, ours: float, floor: float, wrong: float) -> dict
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     rate = harness.bandwidth()
     model = load(harness.base_folder(), "float32")
     with tempfile.TemporaryDirectory() as folder:

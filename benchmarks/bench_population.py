@@ -1,8 +1,8 @@
 """`python -m benchmarks.bench_population --store DIR`: one server, a thousand users, and a cache for few of them.
 
 The users are copies of the adapted ones in DIR, each with a LoRA of their own, in a copy of that store. Requests come
-for users drawn by Zipf's law, for a while, from clients that each wait for their answer. Then it asks users who were
-never asked before, one at a time, and once more, which shows what a user costs who is served for the first time.
+for users drawn by Zipf's law, for a while, from clients that each wait for their answer. Then it asks new users, one at
+a time and twice each. The first answer's extra time is the cost of serving a user for the first time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_TOKENS = 16
 
 
 def populate(root: Path, count: int, seed: int) -> list[str]:
-    """Add `count` users, each with the recipe of an adapted user and other numbers in the stack; their models."""
+    """Add `count` users, each with an adapted user's recipe and a changed stack; returns the names of their models."""
     from dataclasses import replace
 
     import torch
@@ -50,7 +50,7 @@ def populate(root: Path, count: int, seed: int) -> list[str]:
             if (stack := reg.stacks.get(user.id, task, bank.id)) is not None and stack.numbers is None
         ]
         if not known:
-            raise SystemExit(f"{root} has no user with a stack.")
+            raise SystemExit("The store has no user with a LoRA as stack. First: mta user adapt")
         models = []
         for number, (model, stack) in zip(range(count), itertools.cycle(known), strict=False):
             row = reg.adapters.get(stack.digest)
@@ -84,7 +84,7 @@ def client(url: str, models: list[str], weights: list[float], ends: float, seed:
 
 
 def question(model: str, number: int) -> dict[str, Any]:
-    """A question that nobody has asked before."""
+    """A request whose question is new for each `number`."""
     text = f"Note {number}: the lift is out of order again, and the shop round the corner has closed."
     return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": MAX_TOKENS}
 
@@ -96,7 +96,7 @@ def metrics_of(server: Server) -> dict[str, float]:
 
 
 def first_and_again(server: Server, models: list[str]) -> tuple[list[float], list[float]]:
-    """Seconds of each model's first answer and of its next."""
+    """Seconds of each model's first answer and of its second."""
     times = list[list[float]]()
     for number, model in enumerate(models):
         pair = []
@@ -110,7 +110,7 @@ def first_and_again(server: Server, models: list[str]) -> tuple[list[float], lis
 
 
 def main() -> None:
-    """Run, report and judge."""
+    """Run and report; fails if a request failed, or if memory grew by 5 % or more in the second half."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", required=True)
     parser.add_argument("--users", type=int, default=1000)

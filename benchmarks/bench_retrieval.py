@@ -40,7 +40,7 @@ def unit(rows: int, seed: int) -> Matrix:
 
 @contextmanager
 def mapped(matrix: Matrix, folder: Path) -> Iterator[Matrix]:
-    """The matrix in a file, mapped."""
+    """The matrix, memory-mapped from a file."""
     path = folder / "profiles.f32"
     matrix.tofile(path)
     yield np.memmap(path, dtype=np.float32, mode="r", shape=matrix.shape)
@@ -62,7 +62,7 @@ def brute_force(matrix: Matrix, query: Matrix) -> Callable[[], list[int]]:
 
 @contextmanager
 def scan(matrix: Matrix, query: Matrix, folder: Path) -> Iterator[Callable[[], list[int]]]:
-    """Profiles as BLOBs, ranked by a user-defined function inside the query."""
+    """A search in SQL: profiles as BLOBs, ranked by a user-defined function inside the query."""
     path = folder / "profiles.db"
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = OFF")
@@ -115,7 +115,7 @@ def _often(side: Callable[[], list[int]], times: int) -> Callable[[], list[int]]
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     rate, found = harness.read_bandwidth(), {}
     for count, searches in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -74,7 +74,7 @@ def make_store(root: Path, count: int) -> tuple[list[str], Any]:
 
 @contextmanager
 def server(root: Path, batch: int) -> Iterator[str]:
-    """A running server; its address."""
+    """Inside the block, `mta serve` runs; yields its address."""
     command = [sys.executable, "-m", "mta_cli", "--store", str(root), "serve", "--port", "0"]
     command += ["--max-batch", str(batch), "--streams", "10000", "--history-items", "0"]
     with tempfile.TemporaryFile() as log:
@@ -145,12 +145,12 @@ def in_one_batch(weights: Sequence[LoraWeights], texts: Sequence[str], tokens: i
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", default="1,4,16,64")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--formats", default="bf16,q8_0", help="of llama.cpp's weights")
+    parser.add_argument("--formats", default="bf16,q8_0", help="number formats of llama.cpp's weights")
     asked = parser.parse_args()
     counts = [int(number) for number in asked.streams.split(",")]
     most = max(counts)

@@ -6,12 +6,16 @@ answer (nats, for texts per token), how often it is higher than under models of 
 texts (ROUGE-1, and whether naive Bayes on characters attributes them to the user) or the error of the likeliest label
 (1 for a wrong one, of scores the distance), bytes and seconds per user.
 
-An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
-`shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`. Without
-`passes`, as many as `mta user adapt` makes.
-`common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
-out of training. Every arm is written to the JSON when it is done; arms that are there are not
-run again.
+An arm is `NAME:key=value,…`. The keys are the fields of `AdaptOptions` (targets are joined by `+`), and:
+
+- `below`: the weights below the stack (fusion, common, nearest, another)
+- `shots`: the number of own items
+- `shown`: how many own items training prompts show, in turn, such as `0-1-3`
+- `passes`: passes over the shots; by default as in `mta user adapt`
+- `held`: every `held`-th item is left out of training
+
+The arms named `common` and `fusion` train nothing. An arm whose name begins with `curve` is measured after each pass.
+Every finished arm is written to the JSON file; arms that the file already has are not run again.
 
     python -m benchmarks.bench_stacks STORE --task TASK --bank BANK --users FILE --to FILE.json ARM…
 """
@@ -55,7 +59,7 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """`NAME:key=value,…`."""
+        """The arm that `NAME:key=value,…` describes."""
         name, _, rest = text.partition(":")
         return cls(name, dict(part.split("=", 1) for part in rest.split(",") if part))
 
@@ -166,7 +170,7 @@ class Shots:
         return merged
 
     def rows(self, arm: Arm, items: Sequence[Any]) -> list[Any]:
-        """The training rows of items: all with the first number of own items shown, all with the second, and so on."""
+        """A training row of every item for each number in `shown`: how many own items its prompt shows."""
         counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
         return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
 
@@ -190,7 +194,7 @@ class Shots:
         return members
 
     def held(self, arm: Arm, user: int) -> list[Any]:
-        """The items for early stopping."""
+        """The user's items that are left out of training; none of fewer than ten."""
         own, every = self.items[user], arm.number("held", 0)
         return own[every // 2 :: every] if every and len(own) >= 10 else []
 
@@ -319,7 +323,7 @@ def ask(
 
 
 def main() -> None:
-    """Measure the arms, and write what was found."""
+    """Measure the arms, and write the results to the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("arms", nargs="+")
@@ -351,7 +355,7 @@ def main() -> None:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One line: loss and own model first, alone and with examples shown."""
+    """One line: mean log-likelihoods and how often the own model is first, without and with examples in the prompt."""
     parts = [f"{found['bytes']:,} B", f"{found['seconds']:.1f} s", f"train {found['last_training_loss']:.3f}"]
     for label in ("alone", "shown"):
         logliks = [row["logliks"] for row in found[label].values()]

@@ -66,7 +66,7 @@ def running(command: Sequence[str], env: Mapping[str, str]) -> Callable[[], None
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder))
         fill(env)

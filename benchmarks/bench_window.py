@@ -35,7 +35,7 @@ def crowd(root: Path, people: int = PEOPLE) -> None:
 
 
 def opened(env: dict[str, str], first: str) -> tuple[float, float, float]:
-    """Milliseconds to the first frame and to the first row of users, and the process's MB then."""
+    """Milliseconds to the first frame and to the first row of users, and then the process's memory in MB."""
     with Terminal(["tui"], 120, 40, env) as terminal:
         frame = terminal.until("1 Users")
         rows = terminal.until(first)
@@ -86,7 +86,7 @@ def heavy(env: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         few, many = environment(Path(folder) / "few"), environment(Path(folder) / "many")

@@ -1,6 +1,6 @@
 """Common parts of benchmarks: taking turns, medians, the limits of the machine, invented users, one table and one JSON.
 
-Knows no measurement. Times are wall seconds.
+Contains no measurement of its own. Times are wall seconds.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def peak_bytes() -> int:
 
 
 def bandwidth() -> float:
-    """Bytes a second that memory moves, read and written ones together: an array copied by torch's threads."""
+    """The bytes per second, read and written, when torch's threads copy an array in memory."""
     import torch
 
     source = torch.ones(WIDE // 4)
@@ -115,7 +115,7 @@ def bandwidth() -> float:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that memory gives to one reader: the best of a sum and of matrix–vector products."""
+    """The bytes per second that can be read from memory: the best of a sum and of matrix–vector products."""
     import torch
 
     wide = torch.ones(WIDE // 4)
@@ -151,7 +151,10 @@ def _least(run: Callable[[], Any], repeats: int = 9) -> float:
 
 
 def report(bench: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-    """Print `rows` as a table, then everything as one JSON line, which `MTA_BENCH_OUT` also gets as `BENCH.json`."""
+    """Print `rows` as a table, then everything as one line of JSON.
+
+    If `MTA_BENCH_OUT` names a folder, the JSON is also written there, to a file named after `bench`.
+    """
     print("\n".join(_table(rows)))
     document = json.dumps({"bench": bench, "rows": list(rows), **facts, "machine": machine()}, ensure_ascii=False)
     print(document)
@@ -274,7 +277,7 @@ def prompter(base: LoadedBase, task: str = "voice") -> PromptBuilder:
 
 
 def rows_of(prompts: PromptBuilder, person: Person, shown: int = 2) -> list[TrainingRow]:
-    """A training row for each item of `person`, its prompt showing the `shown` items before it (in a ring)."""
+    """A training row for each item of `person`, its prompt showing the `shown` items before it (cyclically)."""
     items = person.items
     return [
         prompts.training_row(

@@ -36,7 +36,7 @@ def is_there() -> bool:
 
 
 def write_base(path: Path, folder: Path, number_format: str) -> None:
-    """The base of a folder as GGUF: in a format of `mta user export`, or in q4_0."""
+    """Write the base in `folder` as GGUF, in a number format of `mta user export` or in q4_0."""
     from safetensors import safe_open
 
     from mta_cli.engine.model.gguf_writer import write_model_gguf
@@ -74,7 +74,7 @@ def _round_to_q4_0(path: Path) -> None:
 
 
 def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> list[Path]:
-    """Every user's LoRA as GGUF."""
+    """Write every user's LoRA as GGUF; returns the paths."""
     from mta_cli.engine.model.gguf_writer import write_lora_gguf
     from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
 
@@ -102,7 +102,7 @@ def answer_one(url: str, prompt: Sequence[int], tokens: int) -> list[int]:
 
 @contextmanager
 def server(base: Path, adapters: Sequence[Path], streams: int, threads: int) -> Iterator[str]:
-    """A running server; its address, with `/v1`."""
+    """Inside the block, a server runs; yields its address, which ends in `/v1`."""
     given = {
         "model": str(base),
         "adapters": [str(path) for path in adapters],

@@ -66,7 +66,7 @@ def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
 def weight_bytes(plain: LlamaDecoder, layers: float | None = None, head: float | None = None) -> float:
     """Bytes that one token must read: every projection and the head once.
 
-    A number has `layers` bytes, in the head `head`; where not given, those of the base's own format.
+    `layers` and `head` are the bytes of one weight in the layers and in the head; by default as in the base.
     """
     own = plain.dtype.itemsize
     sizes = [(joint.weight.numel(), head if joint is plain.head else layers) for joint in plain.all_projections()]
@@ -74,7 +74,7 @@ def weight_bytes(plain: LlamaDecoder, layers: float | None = None, head: float |
 
 
 def reading(plain: LlamaDecoder, tokens: int) -> int:
-    """Multiplications and additions of the layers' weights with so many tokens of prompts."""
+    """The multiplications and additions for passing `tokens` prompt tokens through all layers, without the head."""
     inner = sum(joint.weight.numel() for layer in plain.layers for joint in layer.projections.values())
     return 2 * inner * tokens
 

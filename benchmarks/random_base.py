@@ -1,4 +1,4 @@
-"""A base with random weights, made from its shape alone: speed and memory do not depend on what the weights are."""
+"""A base with random weights, made from its shape alone: speed and memory do not depend on the weights' values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mta_cli.engine.model.load import LoadedBase, quiet_libraries, resolve_devic
 from mta_cli.pipeline.models.bases import HubBase
 from mta_cli.pipeline.models.memory import CONTEXT_TOKENS
 
-# settings without which random weights could run on the fast decoder, unlike the real base
+# with these settings the fast decoder does not support the random base, as it does not support the real one
 FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}
 
 

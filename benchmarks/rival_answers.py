@@ -26,7 +26,7 @@ class Answers:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of all answers together, a second."""
+        """New tokens per second, over all answers."""
         return sum(map(len, self.ids)) / self.seconds
 
 
@@ -48,8 +48,8 @@ def with_adapters(
 ) -> Any:
     """The base with every user's adapter folder loaded by PEFT under the user's name; the first one is active.
 
-    PEFT turns the factors into float32 unless told otherwise, and then converts every layer's input: the base's own
-    dtype is the faster way and the default here.
+    By default, PEFT converts the factors to float32, and then has to convert every layer's input. The base's own dtype
+    is faster, and is the default here.
     """
     from peft import PeftModel
 
@@ -78,7 +78,7 @@ def _endless(model: Any) -> Any:
 
 
 def answer_one(model: Any, prompt: Prompt, new_tokens: int, *, cache: str | None = None) -> Answers:
-    """One prompt with whatever adapter is active. `cache` is `generate`'s `cache_implementation`."""
+    """Answer one prompt with the active adapter. `cache` is `generate`'s `cache_implementation`."""
     return answer_each(model, [prompt], new_tokens, cache=cache)
 
 
@@ -90,7 +90,7 @@ def answer_each(
     users: Sequence[str] | None = None,
     cache: str | None = None,
 ) -> Answers:
-    """Every prompt separately, one after another, after activating its adapter, named in `users`."""
+    """Answer the prompts one after another. Before each, the adapter named in `users` is activated."""
     start = time.perf_counter()
     ids = []
     for place, prompt in enumerate(prompts):
@@ -101,7 +101,7 @@ def answer_each(
 
 
 def answer_mixed(model: Any, prompts: Sequence[Prompt], users: Sequence[str], new_tokens: int) -> Answers:
-    """All prompts in one batch, each row with the adapter of its user: PEFT's mixed-adapter batches."""
+    """Answer all prompts in one batch, each row with the adapter of its user: PEFT's mixed-adapter batches."""
     start = time.perf_counter()
     ids = _generate(model, prompts, new_tokens, adapter_names=list(users))
     return Answers(tuple(ids), time.perf_counter() - start)

@@ -87,10 +87,11 @@ def trainer_bank(folder: Path, users: Sequence[Sequence[TrainingRow]], recipe: R
 
 
 def trl_bank(folder: Path, users: Sequence[Sequence[TrainingRow]], recipe: Recipe) -> list[Trained]:
-    """As `trainer_bank` with TRL's SFTTrainer, whose `chunked_nll` loss leaves unlabelled positions out of the head.
+    """A LoRA for each user's rows, one after another, with TRL's SFTTrainer; the base is loaded afresh for each.
 
-    It does so on a CPU in TRL 1.4 to 1.7. Later ones fill the last chunk of 256 positions up with unlabelled ones (to
-    1.14), need Triton (1.15), or put every position through the head where there is no Triton (1.16).
+    Its `chunked_nll` loss computes logits of labelled positions only. On a CPU this is so in TRL 1.4 to 1.7. Later
+    versions up to 1.14 fill the last chunk of 256 positions with unlabelled ones, 1.15 needs Triton, and 1.16 computes
+    the logits of all positions if there is no Triton.
     """
     return [_train(folder, rows, recipe, _sft_trainer) for rows in users]
 
@@ -123,7 +124,7 @@ def oppu(**changes: Any) -> Recipe:
 
 
 def load(folder: Path, dtype: str = "bfloat16") -> Any:
-    """The base, loaded in the usual way."""
+    """The base, loaded by transformers in this dtype."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,7 +137,7 @@ def load(folder: Path, dtype: str = "bfloat16") -> Any:
 def peft_folder(weights: LoraWeights, entry: ModelEntry, to: Path) -> Path:
     """`weights` as an adapter folder that PEFT loads, each module with its own rank and PEFT's scale 1.
 
-    `mta user export` writes one common rank, for readers that need it; PEFT would then multiply zeros.
+    `mta user export` pads all modules to one rank, because some programs need that; PEFT would then multiply zeros.
     """
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, peft_config
@@ -187,7 +188,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
 
 
 def factors_of(model: Any, placement: str) -> LoraWeights:
-    """The factors of a PeftModel's one adapter, float32, as the product holds them."""
+    """The factors of a PeftModel's one adapter, as float32 `LoraWeights`."""
     from mta_cli.engine.lora.adapter import LoraWeights, Placement
 
     factors, scale = {}, 1.0

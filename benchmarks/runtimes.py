@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PROMPTS, TOKENS = 20, 24
 VLLM_VARIABLE = "MTA_TEST_VLLM"
 LORA_NAME = "mine"  # the name of the exported LoRA in vLLM
-RUNTIMES = {  # by the column of the table: runtime and format of the export
+RUNTIMES = {  # by the name in the table: the export format that the runtime reads
     "PEFT and transformers, `peft`": "peft",
     "transformers, `merged`": "merged",
     "llama.cpp, base and `gguf-lora`": "gguf-lora",
@@ -189,7 +189,7 @@ def _answers(url: str) -> bool:
 
 
 def vllm_tokens(url: str, model: str, question: Question) -> Tokens:
-    """The tokens of a model by a running vLLM."""
+    """The tokens that a running vLLM generates with `model`."""
     found = []
     asked = {"model": model, "max_tokens": TOKENS, "temperature": 0, "repetition_penalty": 1.0}
     with httpx.Client(base_url=url, timeout=300) as http:
@@ -217,7 +217,7 @@ def vllm_merged_tokens(folder: Path, log_file: Path, question: Question) -> Toke
 
 
 def export_all(reg: Registry, entry: ModelEntry, user: User, task: str, root: Path) -> dict[str, Any]:
-    """Exports the user's model in every format, into a folder named by it; the results, by format."""
+    """Exports the user's model in every format, each into a folder of that name; returns the results by format."""
     from mta_cli.events import JobResult
     from mta_cli.pipeline.personalize.export import ExportOptions, export_user
     from mta_cli.pipeline.personalize.export_formats import FORMATS

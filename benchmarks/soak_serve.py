@@ -2,7 +2,7 @@
 
 Prints memory, threads, open files and rows once a minute, and fails if an answer is lost or one of these grows.
 `--remove USER` removes a user half-way. Only this changes the store; use a copy. `--half-sent N` keeps N requests open
-whose heads do not end, on a server that may open 1,024 files.
+whose headers never end, on a server that may open 1,024 files.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def killed_clients(url: str, users: list[str], ends: float) -> None:
 
 
 def half_sent_requests(url: str, count: int, ends: float, counts: Counter[str]) -> None:
-    """Requests whose heads do not end, each sent again once the server has closed it; between them `/health`."""
+    """Keep `count` requests open whose headers never end. Each is sent again when the server has closed it."""
     host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
 
     async def send() -> None:
@@ -132,7 +132,7 @@ def half_sent_requests(url: str, count: int, ends: float, counts: Counter[str]) 
 
 
 def ask_for_health(url: str, ends: float, counts: Counter[str], seconds: dict[str, list[float]]) -> None:
-    """`/health` four times a second."""
+    """Request `/health` about four times a second."""
     while time.monotonic() < ends:
         began = time.monotonic()
         try:
@@ -154,7 +154,7 @@ def percentiles(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run, print and judge."""
+    """Run and print; fails if an answer is lost, or if memory, threads or open files grow."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", required=True)
     parser.add_argument("--minutes", type=float, default=10)

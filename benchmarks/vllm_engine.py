@@ -38,7 +38,7 @@ Answer = Callable[[Sequence[int], int], list[int]]
 
 def why_not() -> str | None:
     """The reason why vLLM cannot be used; None if it can."""
-    return None if PYTHON in os.environ else f"{PYTHON} names no Python that has vLLM"
+    return None if PYTHON in os.environ else f"{PYTHON} is not set to a Python that has vLLM"
 
 
 @contextmanager

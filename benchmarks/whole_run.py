@@ -1,4 +1,4 @@
-"""Whole runs on random bases of other families: from a folder of weights to the answers of base, fused and adapted.
+"""Whole runs on random bases of other families: from a folder of weights to answers of personal models.
 
 `python -m benchmarks.whole_run` takes bases of about 100M parameters through every stage, each command in a separate
 process, and prints planned and peak resident memory. Tokenizer and embedder are those of the embedded models. Tests do
@@ -115,7 +115,7 @@ def run(command: Sequence[str], store: Path) -> Ran:
 
 
 def planned_gigabytes(command: Sequence[str], store: Path) -> str:
-    """The memory in the command's plan; empty if it has none."""
+    """The memory in the command's plan, in GB; empty if the command plans none."""
     if command[:2] not in (["bank", "build"], ["user", "adapt"]):
         return ""
     dry = run([*command, "--dry-run"], store)
@@ -148,7 +148,7 @@ def whole_run(family: str, root: Path) -> None:
 
 
 def main() -> None:
-    """Both families, one after another, in a folder that is removed."""
+    """Run the chosen families one after another in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     given = parser.parse_args()

@@ -26,7 +26,7 @@ FoldBanks = dict[tuple[int, str], Bank]  # by fold and preset
 
 
 def bank_presets(methods: Sequence[Method]) -> tuple[str, ...]:
-    """The presets of the banks of these methods, the evaluation's own bank ("") first."""
+    """The presets of all banks that these methods need. The evaluation's own bank is "" and comes first."""
     return ("", *sorted({method.bank_preset for method in methods} - {""}))
 
 
@@ -38,9 +38,9 @@ def build_fold_banks(
     presets: Sequence[str] = ("",),
     executors: Executors | None = None,
 ) -> Generator[Event, None, FoldBanks]:
-    """Build every fold's bank for each of `presets`, or finish it if it was begun, and `return` all of them.
+    """Build or finish the missing banks of every fold and preset; the generator's return value is all banks.
 
-    If an existing bank is measured, nothing is built. Raises as `build_bank`.
+    If an existing bank is measured, nothing is built. Raises the errors of `build_bank`.
     """
     from mta_cli.pipeline.bank.build import build_bank
 
@@ -108,7 +108,7 @@ def _each_bank(plan: Design, presets: Sequence[str]) -> Iterator[tuple[int, User
 
 
 def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "") -> BankRequest:
-    """The request of a fold's bank. Raises BadInput where only earlier items count and no tested query has a time."""
+    """The request of a fold's bank. Raises BadInput if only earlier items are allowed and no query has a time."""
     times = [query.time for user in fold.test for query in plan.queries[user] if query.time is not None]
     if request.options.only_earlier and not times:
         raise BadInput(
@@ -133,7 +133,7 @@ def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "
 
 
 def preset_bank_options(options: BankOptions, preset: str) -> BankOptions:
-    """The options with the values of a preset; unchanged without one."""
+    """`options` with the values of `preset`; unchanged for "" and for permuted answers, which change no option."""
     named = {} if preset in ("", PERMUTED_ANSWERS) else PRESETS[preset]
     values = {key.partition(".")[2]: v for key, v in named.items() if key.startswith("bank.")}
     return replace(options, **values)

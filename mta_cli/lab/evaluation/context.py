@@ -68,7 +68,7 @@ class EvalContext:
         self._merged_bank = wanted
 
     def workbench(self, fold: int, preset: str = "") -> Workbench[EvalRequest]:
-        """The `Workbench` of a fold's bank, on the base of this context. Raises IntegrityFault without all profiles."""
+        """The `Workbench` of a fold's bank on this context's base. Raises IntegrityFault for a missing profile."""
         key = (fold, preset)
         if key not in self._benches:
             bank = self.banks[key]
@@ -107,7 +107,7 @@ class EvalContext:
         return self._embedder(texts)
 
     def method_users(self, users: Sequence[int]) -> list[UserShots]:
-        """The users in the methods' form, in the order of `users`."""
+        """The `UserShots` of `users`, in the same order."""
         return [self._method_users_by_id[user] for user in users]
 
     @cached_property
@@ -128,7 +128,9 @@ def refresh_anchor_profiles(reg: Registry, request: EvalRequest, banks: FoldBank
 
 
 def embed_shot_profiles(request: EvalRequest, plan: Design) -> Generator[Event, None, dict[int, Tensor]]:
-    """`return`s each user's profile by user id, made from the shots only: unit vectors [width], float32."""
+    """Each user's profile by user id, as the generator's return value. Profiles are unit vectors [width], float32, made
+    from the shots only.
+    """
     import numpy as np
     from torch import from_numpy
 

@@ -1,4 +1,4 @@
-"""The design of an evaluation: users, their roles, and options. Two runs of one design are one evaluation.
+"""The design of an evaluation: users, their roles, and options. Runs with the same design add to one evaluation.
 
 Methods and their settings are not part of the design. They can be added later, and stored answers stay.
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-# Standard deviation of the difference between two methods on one query, for the estimate before a run. For accuracy:
-# one answer in six is right under one method only.
+# Assumed standard deviation of the difference between two methods on one query, for the estimate before a run. For
+# accuracy, 0.4 means that one answer in six is right under only one of the two methods.
 DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
 
 
@@ -40,7 +40,7 @@ class Design:
     """The users by fold, their shots and queries by user id, and the hash `key` of all inputs.
 
     `unscored` counts the queries that are left out: see `scorable_queries`. `data` is a digest of histories and
-    consent, the same for all seeds over them. `named_groups` are the groups that files give, by user id.
+    consent, the same for every seed. `named_groups` are the groups that files give, by user id.
     """
 
     key: str
@@ -80,7 +80,7 @@ class Design:
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
     def tuning_design(self, fold: int) -> Design:
-        """The design by which a fold's settings are chosen; its test users are those on whom settings are compared.
+        """The design for choosing a fold's settings. Its test users are the users on whom settings are compared.
 
         They are the fold's tuning users or, if it has none, the test users of the other folds.
         """
@@ -216,7 +216,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 
 
 def describe_options(request: EvalRequest) -> str:
-    """The other options that determine the answers, as text. Seeds of one design have the same text."""
+    """The options that determine the answers and have no key of their own in a result, as text without the seed."""
     named = ("anchors", "placement", "task_epochs")  # these have separate keys in a result
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in named}
     usual = asdict(ScreeningOptions())
@@ -247,6 +247,6 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
         PlanLine(
             "power",
             f"a difference of {least:.3f} in {metric} is found with 80 % probability",
-            f"guess: differences spread by {DIFFERENCE_SD[metric]:g} a query",
+            f"assumed standard deviation: {DIFFERENCE_SD[metric]:g} per query",
         ),
     )

@@ -40,8 +40,9 @@ _Number = int | float | None
 
 
 class _Result(Struct):
-    """The design, and by method its costs, settings and temperatures; those are one for each fold, or a list of one for
-    each calibration part.
+    """The design, and each method's costs, settings and temperatures.
+
+    `calibration` has an entry for each fold: one temperature, or a list with one for each calibration part.
     """
 
     task: str
@@ -85,7 +86,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     if "settings" not in one.result:
         raise UsageError(
             f"{one.name} measured the stored models of users and cannot be exported.",
-            hint=("evaluations by ", Command("eval run"), " can be"),
+            hint=("only evaluations by ", Command("eval run"), " can be exported"),
         )
     user_sums = {name: one.portable_sums(name) for name in one.result["methods"]}
     first = next(iter(user_sums.values()))
@@ -159,7 +160,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parse_user_sums(document: _Document) -> dict[str, UserSums]:
-    """The sums of each method. Raises ValueError or KeyError for invalid ones."""
+    """The sums of each method. Raises ValueError or KeyError for invalid sums."""
     import numpy as np
 
     from mta_cli.engine.evaluation.user_sums import UserSums, count_metric_columns
@@ -174,7 +175,7 @@ def _parse_user_sums(document: _Document) -> dict[str, UserSums]:
         if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)):
             raise ValueError(f"{name} does not have sums of {len(users)} users")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
-            raise ValueError(f"{name} counts less than nothing")
+            raise ValueError(f"{name} has a query count below 1 or a negative sum")
         found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document.weighed[name])
     if len({tuple(sums.sums[:, 0]) for sums in found.values()}) != 1:
         raise ValueError("methods have different queries")
@@ -184,17 +185,17 @@ def _parse_user_sums(document: _Document) -> dict[str, UserSums]:
 
 
 def _parse_whose(name: str, rows: list[list[float]], user_sums: UserSums) -> WhoseSums:
-    """How often the own model is first, by user. Raises ValueError for invalid ones."""
+    """A method's authorship sums by user. Raises ValueError for invalid sums."""
     import numpy as np
 
     from mta_cli.engine.evaluation.whose import WhoseSums
 
     sums = np.array(rows)
     if sums.shape != (len(user_sums.users), 4):
-        raise ValueError(f"{name} does not say whose the answers of {len(user_sums.users)} users are")
+        raise ValueError(f"{name} does not have authorship sums of {len(user_sums.users)} users")
     questions, first, chance, _ = sums.T
     if (questions < 0).any() or (questions % 1).any() or (questions > user_sums.sums[:, 0]).any():
-        raise ValueError(f"{name} has more authorship questions than queries, or a part of a question")
+        raise ValueError(f"the authorship questions of {name} are not whole numbers from 0 to the number of queries")
     # beside n other models, the own one is first by chance in 1 / (n + 1) of the questions; n is 1 to MAX_OTHERS
     least = questions / (1 + MAX_OTHERS) - 1e-9
     bounds = ((first >= 0) & (first <= questions), (chance >= least) & (chance <= questions / 2))
@@ -205,9 +206,12 @@ def _parse_whose(name: str, rows: list[list[float]], user_sums: UserSums) -> Who
 
 
 def _result(said: _Result, user_sums: Mapping[str, UserSums]) -> dict[str, Any]:
-    """The result's document, with the methods that have sums. Raises ValueError or KeyError if one lacks its part."""
+    """The result document, limited to the methods that have sums.
+
+    Raises ValueError if the reference has no sums, and KeyError if a method lacks costs or settings.
+    """
     if said.reference not in user_sums:
-        raise ValueError("no such reference")
+        raise ValueError(f"the reference {said.reference!r:.80} is not among the methods")
     found: dict[str, Any] = msgspec.to_builtins(said)
     settings = {name: found["settings"][name] for name in user_sums}
     return {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 USER_DIGEST_DIGITS = (
-    15  # they fit 64 bits; two of a million users share a digest with a probability of one in a million
+    15  # hexadecimal: 60 bits fit into an int64, and a million users collide with a probability below one in a million
 )
 
 
@@ -26,8 +26,8 @@ USER_DIGEST_DIGITS = (
 class FinishedEvaluation:
     """A finished evaluation. `id` is its number in the store, or the digest of its file; `name` names it in messages.
 
-    `user_sums` returns a method's sums by user, with the user ids of the store where it is `in_store`. `portable_sums`
-    returns the same sums by portable user ids (see `portable_user_id`).
+    `user_sums` returns a method's sums by user. Its user ids are the store's own if the evaluation is `in_store`, and
+    portable otherwise (see `portable_user_id`). `portable_sums` returns the same sums, always by portable user ids.
     """
 
     id: int | str
@@ -39,12 +39,12 @@ class FinishedEvaluation:
 
 
 def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
-    """The evaluation of this number. Raises NotFound where it does not exist or has no result yet."""
+    """The stored evaluation with this number. Raises NotFound if it does not exist or has no result yet."""
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
             f"Evaluation {number} has no result yet.",
-            hint=("finish it: ", Command("eval run"), " with the options with which it was begun"),
+            hint=("finish it: ", Command("eval run"), " with its original options"),
         )
 
     def scored(method: str) -> ScoredMethod:
@@ -53,20 +53,20 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
     def user_sums(method: str) -> UserSums:
         return scored(method).user_sums
 
-    def abroad(method: str) -> UserSums:
+    def portable_sums(method: str) -> UserSums:
         return _to_portable_sums(reg, found.task, scored(method))
 
-    return FinishedEvaluation(number, f"evaluation {number}", found.result, user_sums, abroad)
+    return FinishedEvaluation(number, f"evaluation {number}", found.result, user_sums, portable_sums)
 
 
 def portable_user_id(name: str, queries: Sequence[Query]) -> int:
-    """The id of a user outside the store, a digest of the name and the queries that were answered."""
+    """A user id that is the same in every store: a digest of the name and the answered queries."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
     return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
 def _to_portable_sums(reg: Registry, task: str, scored: ScoredMethod) -> UserSums:
-    """A method's sums with portable user ids, in their order, without golds."""
+    """A method's sums by portable user id, sorted by it, without golds."""
     import numpy as np
 
     from mta_cli.engine.evaluation.whose import WhoseSums

@@ -1,4 +1,4 @@
-"""Splits users by seed: those who build the bank, those who tune settings, those who are tested."""
+"""Splits users at random, by seed, into users of the bank, users for tuning settings, and test users."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class UserFold:
 
 
 def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int) -> list[UserFold]:
-    """Folds over users with `items` history items each; each user in `asked` (with held-out queries) is tested once.
+    """Split users into folds. `items` has each user's number of history items; `asked` are users with held-out queries.
 
-    Users of similar history length are spread evenly over folds. One fold is a plain split: half build, a quarter tune,
-    a quarter are tested. Raises ValueError where a fold would lack users of one kind.
+    With several folds, each user in `asked` is tested in exactly one. A single fold is a plain split: half of the users
+    are in the bank, a quarter tune settings, and a quarter are tested. Users of similar history length are spread
+    evenly. Raises ValueError if a fold would have no bank users, no test users or, with one fold, no tuning users.
     """
     order = sorted(items, key=lambda user: (items[user], user))
     draw, known = random.Random(seed), set(asked)

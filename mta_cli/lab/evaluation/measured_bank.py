@@ -34,7 +34,7 @@ def measured_bank_request(
     machine: MachineOptions,
     method_settings: Mapping[str, Mapping[str, Any]],
 ) -> EvalRequest:
-    """The request to measure `bank` on the users of these `names`; without names, on all who can be tested.
+    """The request to measure `bank` on the users with these `names`; if None, on all users who can be tested.
 
     A user can be tested if they have items and held-out queries of the task and the bank does not contain their data.
     The bank determines models, placement and history items. Raises UsageError for a bank of another task, NotFound for
@@ -86,7 +86,10 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
 
 
 def read_user_names(path: Path) -> list[str]:
-    """The names in a file, one per line. Raises NotFound without a file, BadInput for one that is not such a list."""
+    """The names in a file with one name on each line.
+
+    Raises NotFound if there is no file, and BadInput if it cannot be read, is too large, is not UTF-8 or has no names.
+    """
     try:
         refuse_special_file(path)
         if path.stat().st_size > MAX_FILE_BYTES:

@@ -172,7 +172,7 @@ def _answer_here(
 def _answer_trained(
     eval_context: EvalContext, run: MethodRun, context: MethodContext, groups: Sequence[Group], executor: Executor
 ) -> Iterator[AnsweredGroup]:
-    """Have the stacks of groups trained by `executor`; answer each group as it comes, on the context's base."""
+    """Have the stacks of groups trained by `executor`. Each group answers on the context's base when it is trained."""
     from mta_cli.engine.methods.personalize import plan_models
     from mta_cli.engine.training.session import TrainingResult
 

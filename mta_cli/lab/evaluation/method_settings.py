@@ -1,4 +1,4 @@
-"""The settings of methods: defaults, the grid of `mta eval tune`, and those that a user gives."""
+"""The settings of methods: defaults, the grid of `mta eval tune`, and settings that a user gives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
-    """All settings of the method's grid, the defaults first."""
+    """The settings that tuning tries: the method's defaults, then each entry of its grid, without duplicates."""
     from mta_cli.engine.methods.method import MEMORY_SETTINGS
 
     useless = () if request.task.labels else MEMORY_SETTINGS["neighbours"]  # texts have no label memory
@@ -62,7 +62,9 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     """
     given, defaults = request.method_settings.get(method.name, {}), method.default_settings
     types = {name: type(value) for name, value in defaults.items()}
-    if method.stack != "none":  # no defaults: the number of shots and the kind of task decide, see `stack_schedule`
+    if (
+        method.stack != "none"
+    ):  # these have no defaults: `stack_schedule` derives them from the shots and the kind of task
         types |= {"steps": int, "epochs": int, "learning_rate": float}
     if unknown := sorted(set(given) - set(types)):
         raise UsageError(
@@ -78,7 +80,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
 
 def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
-    """The label memory (neighbours, habit or off) of a method with these settings, or with these settings by fold."""
+    """The label memory that settings imply: neighbours, habit or off. A sequence has the settings of each fold."""
     names: Mapping[str, Any] = settings if isinstance(settings, Mapping) else next(iter(settings), {})
     return "neighbours" if "neighbour_weight" in names else "habit" if "prior_weight" in names else "off"
 
@@ -112,7 +114,7 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
 def method_rows() -> list[dict[str, Any]]:
     """Every method that can be compared: {method, step, ladder, about, settings}.
 
-    `step` is the step of the ladder that the method is, if any; `ladder` says whether `--methods ladder` has it.
+    `step` is the method's step of the ladder, or None; `ladder` says whether `--methods ladder` includes the method.
     """
     from mta_cli.lab.methods.catalog import PRESET_METHODS, find_method, ladder_methods
 

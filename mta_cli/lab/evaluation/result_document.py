@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 CALIBRATION_PARTS = (5, 4, 3, 2, 7)
-"""Test users are divided into calibration parts by their id modulo one of these numbers: the first that gives two
-parts. The temperature of a part is fitted on the other parts.
+"""Test users are divided into calibration parts by their id modulo one of these numbers: the first that gives at
+least two parts. The temperature of a part is fitted on the other parts.
 """
 
 
@@ -51,8 +51,8 @@ def _fit_fold_temperatures(
 ) -> list[list[float]]:
     """By fold: one temperature fitted on the tuning users, or one for each calibration part of the test users.
 
-    A part's temperature is fitted on the other parts. A fold without other users uses the users of other folds; without
-    any, it is 1.
+    A part's temperature is fitted on the other parts or, if these have no users, on the test users of other folds.
+    Without any other users it is 1.
     """
     chosen = []
     for number, fold in enumerate(plan.folds):
@@ -166,8 +166,8 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:
     """The method among `measured` with which `method` is compared: `reference`, with the label memory of `method`.
 
-    It is `reference` itself if that was not measured with this memory or is named with its own memory (`mta+off`), and
-    for its own variants, methods without a choice of memory, and unknown ones.
+    The result is `reference` itself if it was not measured with this memory, if its name includes a memory (`mta+off`),
+    or if `method` is a variant of it, has no choice of memory, or is unknown.
     """
     from mta_cli.lab.methods.catalog import find_method
 

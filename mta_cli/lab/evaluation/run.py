@@ -94,10 +94,10 @@ def tune_evaluation(
     if not methods:
         controls = any(method.control_of for method in named)
         raise UsageError(
-            "none of these methods has settings to try",
-            hint="a control takes the settings of its method: tune that method"
+            f"tuning has no settings to try for {', '.join(method.name for method in named)}",
+            hint="a control uses the settings of its original method: tune that method instead"
             if controls
-            else (Command("eval methods"), " lists other methods"),
+            else (Command("eval methods"), " lists all methods with their settings"),
         )
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
@@ -115,7 +115,7 @@ def tune_evaluation(
 
 
 def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
-    """The methods, and the request with the reference and the settings under the names that `--memory` gives them."""
+    """The named methods, and the request whose reference and settings have the method names that `--memory` gives."""
     from mta_cli.lab.methods.catalog import find_method, find_methods, ladder_methods, original
 
     options = request.options
@@ -134,7 +134,10 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
         if own := {**given.get(name, {}), **given.get(control, {})}:
             given[control] = own
     if unused := sorted(set(given) - names - set(originals.values())):
-        raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
+        raise UsageError(
+            f"settings are given for {', '.join(unused)}, which is not among the methods",
+            hint="add it to the methods, or leave its settings out",
+        )
     reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
     if reference in names:
         options = replace(options, reference=reference)
@@ -151,7 +154,7 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
 
 
 def _with_earlier_given(request: EvalRequest, methods: Sequence[Method], known: Evaluation | None) -> EvalRequest:
-    """The request; controls also have what was given for their methods in an earlier run, where this run has none."""
+    """The request. A control whose method is not in this run also gets the settings given for it in an earlier run."""
     from mta_cli.lab.methods.catalog import original
 
     earlier = known.result.get("given", {}) if known else {}
@@ -163,7 +166,7 @@ def _with_earlier_given(request: EvalRequest, methods: Sequence[Method], known: 
 
 
 def _unlike_originals(settings: Mapping[str, FoldSettings]) -> Iterator[tuple[str, str]]:
-    """The controls that have other settings than their method, whatever the versions, each with its method."""
+    """Each control whose settings differ from its method's, versions ignored, with the method's name."""
     from mta_cli.lab.methods.catalog import find_method, original
 
     plain = {name: [{**own, "version": 1} for own in by_fold] for name, by_fold in settings.items()}
@@ -174,7 +177,7 @@ def _unlike_originals(settings: Mapping[str, FoldSettings]) -> Iterator[tuple[st
 
 
 def _split_settings(variants: Sequence[Method], settings: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
-    """The settings for each variant of a method: those that it has, and those that no variant has."""
+    """Each variant of a method with its settings, and with unknown settings, which `resolve_settings` refuses later."""
     own = [set(method.default_settings) for method in variants]
     known = set().union(*own)
     return [

@@ -1,7 +1,7 @@
-"""Finished evaluations compared with another reference, and evaluations that differ only in their seed, pooled.
+"""Compares the methods of finished evaluations with another reference, and pools evaluations that differ only in seed.
 
-A seed draws folds, anchors and initial weights for the same users. Over several seeds, a user's answers of all seeds
-count together. Intervals are over users; they do not include the variance between seeds.
+The seed determines folds, anchors and initial weights; the users stay the same. In a pool, a user's answers under all
+seeds count together. Intervals are over users; they do not include the variance between seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import Command, UsageError
+from mta_cli.errors import Command, Flag, UsageError
 from mta_cli.lab.evaluation.evaluation_file import COSTS, read_evaluation
 from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
 from mta_cli.lab.evaluation.result_document import compare_methods
@@ -31,9 +31,10 @@ EvaluationRef = int | str
 
 
 def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> list[FinishedEvaluation]:
-    """The evaluations at these places, without duplicates. Raises as `load_finished_evaluation` and `read_evaluation`.
+    """The evaluations at these places, without duplicates.
 
-    `reg` is the store of the evaluations given by number; None where `needs_store` is false.
+    `reg` is the store in which numbers are looked up; it may be None if `needs_store` is false. Raises the errors of
+    `load_finished_evaluation` and `read_evaluation`.
     """
     found = []
     for place in dict.fromkeys(map(_parse_ref, places)):
@@ -72,8 +73,8 @@ def report_documents(
 ) -> list[dict[str, Any]]:
     """The documents of evaluations, then one for each design with several seeds of the same users.
 
-    All methods are compared with `reference`, or with each evaluation's own. `on_unpooled` is told why seeds of one
-    design cannot be pooled. Raises as `evaluation_document`.
+    All methods are compared with `reference`, or with each evaluation's own. `on_unpooled` is called with
+    the reason if seeds of one design cannot be pooled. Raises the errors of `evaluation_document`.
     """
     found = {one.id: one for one in evaluations}
     documents = [_document(one, reference) for one in found.values()]
@@ -93,8 +94,8 @@ def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
-    Only methods that all evaluations have are kept; costs are means over the evaluations. Raises UsageError as
-    `evaluation_document`.
+    Only methods that all evaluations have are kept; costs are means over the evaluations. Raises UsageError in
+    the same cases as `evaluation_document`.
     """
     _require_one_design(evaluations)
     results = [one.result for one in evaluations]
@@ -103,7 +104,10 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
     if len({result["data"] for result in results if "data" in result}) > 1:
-        raise UsageError("histories or consent changed between these evaluations", hint=Command("eval list"))
+        raise UsageError(
+            "histories or consent changed between these evaluations, so they cannot be pooled",
+            hint=(Command("eval list"), " lists all evaluations"),
+        )
     own = user_sums[chosen]
     queries = round(own.sums[:, 0].sum() / len(results))  # of one seed
     made = {**first, "users": len(own.users), "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
@@ -127,7 +131,7 @@ def _find_reference(name: str, methods: Sequence[str]) -> str:
 
     if name in methods:
         return name
-    with suppress(UsageError):  # a file may have a method that there is no more
+    with suppress(UsageError):  # a file may have a method that no longer exists
         if (known := find_method(name).name) in methods:
             return known
     raise UsageError(f"{name} is not among the methods", hint=f"choose one of {', '.join(methods)}")
@@ -152,14 +156,15 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
     for one in evaluations:
         if "settings" not in one.result:
             raise UsageError(
-                f"{one.name} measured stored models; it can neither be pooled nor get another reference",
-                hint="name it alone, and without a reference",
+                f"{one.name} measured stored models, so it can neither be pooled nor compared with another reference",
+                hint=("name only this evaluation, and leave out ", Flag("reference")),
             )
         for key in DESIGN_KEYS:
             if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
-                told = f"{key} is {first.result.get(key)} in {first.name} and {one.result.get(key)} in {one.name}"
+                here, there = first.result.get(key, "not set"), one.result.get(key, "not set")
                 raise UsageError(
-                    f"these evaluations differ in more than the seed ({told}), so they cannot be pooled",
+                    "only the seed may differ between pooled evaluations, but "
+                    f"{key} is {here} in {first.name} and {there} in {one.name}",
                     hint=("name evaluations with the same options; ", Command("eval list"), " lists all"),
                 )
     for name in first.result["methods"]:
@@ -174,10 +179,10 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
         for key in sorted(given):  # other settings may be tuned by seed
             values = [own.get(key, "not set") for own in settings]
             if any(value != values[0] for value in values):
-                told = f"{name}.{key}: {' and '.join(map(str, dict.fromkeys(values)))}"
+                told = " and ".join(map(str, dict.fromkeys(values)))
                 raise UsageError(
-                    f"these evaluations differ in more than the seed ({told}), so they cannot be pooled",
-                    hint=(Command("eval list"), " lists all evaluations"),
+                    f"only the seed may differ between pooled evaluations, but the setting {name}.{key} is {told}",
+                    hint=("name evaluations with the same settings; ", Command("eval list"), " lists all"),
                 )
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)

@@ -1,4 +1,4 @@
-"""All methods by name (`catalog`), and methods of others, which build their models by themselves.
+"""All methods by name (`catalog`), and baselines that build their models with their own code.
 
-`neighbours` needs no language model; `per_pcs` and `prime` are as in the papers of these names.
+`neighbours` needs no language model; `per_pcs` and `prime` follow the papers of these names.
 """

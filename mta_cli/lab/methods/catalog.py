@@ -1,4 +1,4 @@
-"""Methods by name: presets, a memory suffix and a control for each of them, and compositions.
+"""Methods by name: presets, their variants with other label memories, their controls, and compositions.
 
 `oppu-pooled+neighbours` is the preset `oppu-pooled` with another label memory. `task:evidence:lora` is composed of the
 weights below, the weighting of anchors, and the stack. `permuted-mta` is a control: `mta` with each user getting
@@ -41,7 +41,11 @@ _OPPU_GRID = tuple(
     for placement in ("all", "late")
     for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
 )
-_LORA_GRID: tuple[Settings, ...] = ({}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3})  # first: by the task
+_LORA_GRID: tuple[Settings, ...] = (
+    {},
+    {"learning_rate": 2e-4},
+    {"learning_rate": 1e-3},
+)  # {}: the rate for the kind of task
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )
@@ -160,7 +164,7 @@ def find_method(name: str, memory: str | None = None) -> Method:
             f"{name!r:.80}: {wanted!r:.40} is not a label memory", hint=f"choose one of {', '.join(MEMORIES)}"
         )
     if method.memory is None:
-        raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=f"name it {stem}")
+        raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=f"write {stem} without a suffix")
     named = replace(
         method,
         name=f"{stem}+{wanted}",
@@ -190,7 +194,7 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
 def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
     """The methods that `ladder` means in a task of `labels` or texts: one name for each step from the bottom.
 
-    Steps with label memory use `memory`: every one for `all`, and neighbours for None.
+    Steps with label memory are included with `memory`: with each memory for `all`, and with neighbours for None.
     """
     below, personal = ["majority", "base+off", "rag+off", "pooled-rag+off"], ["mta-recipe", "mta", "permuted-mta"]
     if not labels:
@@ -241,12 +245,13 @@ def _permute(method: Method) -> Method:
     name = f"{_PERMUTED}{method.name}"
     makes_loras = method.build is not None or (method.anchors, method.stack) != ("none", "none")
     if method.control_of or method.memory is None or not makes_loras:
+        reason = "is itself a control" if method.control_of else "has no LoRAs of users"
         raise UsageError(
-            f"there is no method {name!r:.80}",
+            f"there is no method {name!r:.80}: {method.name} {reason}",
             hint=(
-                f"{_PERMUTED} gives a user another's LoRAs, and {method.name} has none or is a control itself; ",
+                f"write {_PERMUTED} before a method that gives each user LoRAs, for example {_PERMUTED}mta; ",
                 Command("eval methods"),
-                " lists all",
+                " lists all methods",
             ),
         )
     about = f"a control: {method.name}, each user with another's LoRAs"

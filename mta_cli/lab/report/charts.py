@@ -44,8 +44,8 @@ def interval_chart(document: Document, stem: str) -> Chart:
     shown = [metric for metric in metrics(document) if metric in (document["metric"], LOGLIK_METRIC)]
     caption = (
         f"{_capitalise(' and '.join(map(metric_name, shown)))} of every method with 95 % intervals, best at the "
-        f"top. The diamond and the dashed line are {short_name(document['reference'])}. Whether two methods differ is "
-        "told by their paired difference, not by whether these intervals overlap."
+        f"top. The diamond and the dashed line are {short_name(document['reference'])}. To see whether two methods "
+        "differ, look at their paired difference, not at whether these intervals overlap."
     )
     return Chart(f"{stem}-intervals", caption, lambda: plots.draw_intervals(document, shown))
 
@@ -62,7 +62,7 @@ def size_chart(document: Document, stem: str) -> Chart:
 def series_chart(documents: Sequence[Document], by: str, stem: str) -> Chart:
     """The main metric against `by` (shots, anchors or task_epochs), a panel for each method that all have.
 
-    The documents differ only in `by`, and are in its order, as from `results.find_series`.
+    The documents differ only in `by` and are sorted by it, as `results.find_series` returns them.
     """
     last, amount = documents[-1], by.replace("_", " ")
     caption = (

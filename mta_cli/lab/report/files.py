@@ -10,9 +10,10 @@ FILE_MODE = 0o644
 
 
 def write_whole_file(path: Path, content: bytes) -> Path:
-    """Write `content` to `path`, make its folder as needed, and return the path.
+    """Write `content` to `path` and return the path. A missing folder is created.
 
-    Raises BadInput when the folder cannot be made, and as `store.files.atomic_write`; no temporary file remains.
+    Raises BadInput if the folder cannot be created, and the errors of `store.files.atomic_write`. No temporary file
+    remains.
     """
     from store.files import atomic_write
 

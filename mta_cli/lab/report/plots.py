@@ -146,8 +146,8 @@ def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, c
 
 
 def draw_bytes(document: Document) -> Figure:
-    """The main metric with a row for each method, the fewest bytes of a user at the top. Methods off the Pareto front
-    are hollow.
+    """The main metric with a row for each method, the method with the fewest bytes per user at the top. Methods off the
+    Pareto front have hollow marks.
     """
     kept = {method: method_cost(document, method, "bytes") for method in rank_methods(document)}
     known = {method for method in kept if method_score(document, method, document["metric"]) is not None}

@@ -18,7 +18,7 @@ Document = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not shown"]
 
 SIGNIFICANCE_LEVEL = 0.05
-# Documents that agree in these keys are one design; seeds, and settings tuned by seed, may differ.
+# Documents that agree in these keys have the same design; seeds, and settings tuned by seed, may differ.
 DESIGN_KEYS = (
     "task",
     "metric",
@@ -74,9 +74,9 @@ def method_cost(document: Document, method: str, what: str) -> float | None:
 
 
 def memory_variants(document: Document) -> dict[str, dict[str, str]]:
-    """Methods that were measured with several label memories: by the name without suffix, each memory's method.
+    """The methods that were measured with several label memories: {name without suffix: {memory: method}}.
 
-    The best method comes first. A file may lack the memories; then it has none.
+    The best method comes first. Methods without a recorded memory are left out, as in files that lack the memories.
     """
     memories, found = document.get("memory") or {}, dict[str, dict[str, str]]()
     for method in rank_methods(document):
@@ -233,8 +233,8 @@ def same_settings(documents: Sequence[Document]) -> bool:
 def used_settings(document: Document, method: str) -> list[dict[str, Any]]:
     """A method's settings, one dict for all folds or one for each, without those that its label memory does not use.
 
-    With neighbours, the settings of habit are unused. A named bank (`bank`) may have no neighbours, and then they are
-    used.
+    With neighbours, the settings of habit are unused. A measured bank (`bank`) may have no neighbours, so for it they
+    are kept.
     """
     settings = (document.get("settings") or {}).get(method) or {}
     unused = () if "bank" in document else _HABIT_SETTINGS

@@ -80,7 +80,7 @@ def chart_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, *, between: float = 0.02) -> Figure:
-    """An empty figure of `width` × `height` inches; `between` is the gap between panels, as a share."""
+    """An empty figure of `width` × `height` inches; `between` is the share of the width between panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

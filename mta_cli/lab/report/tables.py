@@ -53,8 +53,8 @@ class Cell:
 class Table:
     """A table whose first column names the rows.
 
-    The `numeric` columns after the first hold numbers. `reference` names the reference's row. A page shows the table
-    with its title, or `collapsed` below it.
+    The `numeric` columns after the first hold numbers. `reference` names the reference's row. If `collapsed`, a page
+    shows only the title until the reader opens it.
     """
 
     columns: tuple[str, ...]
@@ -135,8 +135,8 @@ def memory_table(document: Document, metric: str) -> Table:
 def difference_tables(document: Document) -> list[Table]:
     """The paired differences of each metric.
 
-    First a table by label memory, where the reference was compared with several; then a table of the others for each
-    label memory of the reference.
+    For each metric: a table by label memory if the reference was compared with several, then a table of the remaining
+    methods for each label memory of the reference.
     """
     tables = []
     for metric in metrics(document):
@@ -151,7 +151,7 @@ def difference_tables(document: Document) -> list[Table]:
 
 
 def _memory_difference_table(document: Document, metric: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The reference less the other methods, both with the same label memory."""
+    """The reference minus each other method, both with the same label memory."""
     memories = [memory for memory in MEMORIES if any(memory in rows for rows in found.values())]
     rows = [(Cell(stem), *(_difference_cell(own.get(memory)) for memory in memories)) for stem, own in found.items()]
     columns = ("other method", *(f"memory {memory}" for memory in memories))
@@ -191,7 +191,7 @@ def settings_table(document: Document) -> Table:
 
 
 def seed_settings_tables(group: Sequence[Document]) -> list[Table]:
-    """As `settings_table` for several seeds: one table if their settings agree, otherwise one for each seed."""
+    """The settings and temperatures of several seeds: one table if the settings agree, otherwise one for each seed."""
     if same_settings(group):
         columns = tuple(f"temperature by fold, seed {document['seed']}" for document in group)
         return [_settings_table(group, columns, "Settings and calibration")]

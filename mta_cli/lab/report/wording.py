@@ -37,7 +37,7 @@ DESIGN_SENTENCES = (
     "{folds} over users, seed {seed}.",
     "{folds} over users, under the seeds {seeds}; a user's answers under all of them count together.",
     "{anchors}, placement {placement}.",
-    "The bank {bank}, which rests on none of these users.",
+    "The bank {bank}, which contains no data of these users.",
     "Base {base}.",
     "Numbers of type {dtype}.",
     "Every other method is compared with {reference}.",
@@ -97,7 +97,7 @@ def describe_power(document: Document) -> str:
 
 
 def describe_settings(used: object) -> str:
-    """A method's settings as names and values; those of a list by fold. `steps` is left out if `epochs` decides."""
+    """A method's settings as names and values; a list has the settings of each fold. `epochs` replaces `steps`."""
     if isinstance(used, list | tuple):
         return "; ".join(f"fold {fold}: {describe_settings(own)}" for fold, own in enumerate(used, 1))
     if not isinstance(used, Mapping):

@@ -124,9 +124,9 @@ class Report:
         return {"name": task, "series_charts": series, "designs": designs}
 
     def _design(self, group: Sequence[Document], pooled: Document | None) -> dict[str, Any]:
-        """One design: as a whole (its only seed, or the pooled seeds), then by seed where it has several.
+        """The content for one design: its only seed or the pooled seeds first, then the seeds if there are several.
 
-        Seeds that are pooled have their scores beside each other; seeds that are not have all their tables.
+        Several seeds have tables with a column for each seed. If they are not pooled, each seed has its own tables too.
         """
         whole = group[0] if len(group) == 1 else pooled
         several = len(group) > 1
@@ -134,7 +134,7 @@ class Report:
         seeds = join_words(document["seed"] for document in group)
         seed_tables = [*tables.seed_tables(group), *(tables.seed_settings_tables(group) if pooled else ())]
         apart = "" if same_settings(group) else " Settings differ between the seeds."
-        note = f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}"
+        note = f"By seed. Each interval belongs to one seed; the mean over the seeds has none.{apart}"
         return {
             "heading": ", ".join([*sizes, f"seed{'s' if several else ''} {seeds}"]),
             "whole": self._evaluation(whole) if whole else None,

@@ -78,8 +78,9 @@ def answer_queries(
 ) -> list[ScoredAnswer]:
     """Answer each query with a label (see `label_prior.decide_label`) or a generated text, and score it.
 
-    Without `generate`, texts are not generated: these answers are empty. `user_loras` [models] are added to the base,
-    whose merged weights stay. `priors` [models] are the label priors, if any. All models get the same prompt.
+    Without `generate`, no text is generated, and the answers of a task of texts are empty. `user_loras` [models] act on
+    top of the base and of the adapter merged into it. `priors` [models] are the label priors, if any. A query's prompt
+    is the same for all models.
     """
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams

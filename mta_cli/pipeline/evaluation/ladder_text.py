@@ -46,7 +46,7 @@ def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
 
 
 def _difference_cells(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str) -> tuple[str, str, str]:
-    """The cells for difference, p-value and verdict; in a rival's row, of the highest step compared with the rival."""
+    """The cells for difference, p-value and verdict. A rival's row compares the highest step with the rival."""
     if (row := from_below.get(step)) is not None:
         return format_interval(row, signed=True), p_text(row), row["verdict"]
     row = {"another's": ladder["control"], "no-model": ladder["no_model"]}.get(step)
@@ -66,7 +66,7 @@ def difference_text(row: Mapping[str, Any]) -> str:
 def verdict_lines(ladder: Ladder, more: str = "") -> list[str]:
     """Sentences on a ladder: a warning about `no-model`, the verdict on each step, authorship, and the sample size.
 
-    `more` is a sentence on how to measure more, worded by the caller.
+    `more` is the caller's sentence on how to measure more.
     """
     told = [_comparison_line(ladder, row) for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
     return [*no_model_warning(ladder), *told, *whose_lines(ladder), _sample_size_line(ladder, more)]
@@ -110,7 +110,7 @@ def no_model_warning(ladder: Ladder) -> list[str]:
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """A sentence for each personal step and for naive Bayes: how often the own model gives the gold most likelihood."""
+    """A sentence for each personal step and naive Bayes: how often the gold is likeliest under the user's own model."""
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 

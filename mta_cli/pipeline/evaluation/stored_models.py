@@ -128,7 +128,10 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
 
 
 def load_evaluation_document(reg: Registry, number: int) -> dict[str, Any]:
-    """The JSON document of an evaluation that `evaluate_users` stored, with its examples. Raises NotFound."""
+    """The JSON document of an evaluation that `evaluate_users` stored, with its examples.
+
+    Raises NotFound if there is no such evaluation.
+    """
     found = reg.evaluations.get(number)
     answers = reg.evaluations.predictions.load_predictions(number)
     return {**found.result, "evaluation": number, **_describe_examples(reg, found.task, found.result, answers)}

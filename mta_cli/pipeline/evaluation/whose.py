@@ -48,7 +48,7 @@ def pack_gold_logliks_under_models(
     """By query id, the gold's packed log-likelihoods under its user's model and the models of `others[user]`.
 
     All models get the same prompt and the label prior of the query's user. `load_loras` returns a user's LoRAs, which
-    are added to the base, whose merged weights stay.
+    act on top of the base and of the adapter merged into it.
     """
     owners = sorted({*others, *(other for found in others.values() for other in found)})
     asked_of = {

@@ -146,7 +146,7 @@ def _stoppable_progress(stop: threading.Event) -> Any:
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
     """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules.
 
-    Raises BadInput for an adapter or without safetensors, and IntegrityFault for a file outside the repository.
+    Raises BadInput if the repository is an adapter or has no safetensors, and IntegrityFault for a file outside it.
     """
     if outside := [file for file in files if file.startswith("/") or ".." in re.split(r"[/\\]", file)]:
         raise IntegrityFault(
@@ -266,7 +266,9 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except errors.GatedRepoError as error:
-        raise NotFound(f"{name} is gated", hint=log_in) from error
+        raise NotFound(
+            f"{name} is gated: the hub gives it only to users who accepted its licence", hint=log_in
+        ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
         raise NotFound(
             f"The hub has no {name}",
@@ -278,7 +280,7 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
         raise MtaError(
             f"{name} could not be fetched: {type(error).__name__}: {line}",
-            hint="check the network; pulling again continues",
+            hint="check the network, then pull again; an interrupted download is continued",
         ) from error
 
 

@@ -36,7 +36,7 @@ class ModelEntry:
 
 
 def models_dir() -> Path:
-    """`MTA_MODELS`, else the platform's cache directory, which may be missing. Raises BadInput for an invalid path."""
+    """`MTA_MODELS`, else a folder in the user's cache directory; it may be missing. Raises BadInput for a bad path."""
     if given := os.environ.get("MTA_MODELS"):
         try:
             path = Path(given).expanduser()

@@ -107,7 +107,10 @@ def _compare_commit(name: str, place: Path) -> Iterator[Event]:
 
 
 def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
-    """Registers a name for a local folder without copying it; returns its manifest. BadInput for a taken name."""
+    """Registers a name for a local folder without copying it; returns its manifest.
+
+    Raises BadInput if another model has the name.
+    """
     folder = path.expanduser().resolve()
     chosen = _folder_model_name(folder, name)
     manifest = folder_manifest(folder, chosen, accept_changes=True)
@@ -251,7 +254,7 @@ def _is_installed(name: str, place: Path) -> bool:
 
 
 def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
-    """By how many bytes the sizes of the manifest's files differ from the manifest's; 0 for a complete model."""
+    """The absolute difference in bytes between the files' total size and the manifest's; 0 for a complete model."""
     files = [place / str(name) for name in manifest["files"]]
     return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
 

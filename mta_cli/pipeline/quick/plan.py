@@ -233,7 +233,7 @@ def _plan_lines(
 def sample_rows(
     base: LoadedBase, task: Task, sample: dict[str, list[NewItem]], mix: Sequence[int]
 ) -> list[TrainingRow]:
-    """A training row for the last item of each sampled user. The numbers of earlier items shown are those of `mix`."""
+    """A training row for the last item of each sampled user. `mix` has, in turn, how many earlier items are shown."""
     from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
 
     prompter = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)

@@ -1,7 +1,7 @@
 """The job behind `mta quick`: imports a file, builds a bank and users' models, and measures held-out answers.
 
-It runs the jobs of the ordinary commands, which list everything that it makes. Finished parts are kept, so a stopped
-run can be resumed with its original plan.
+It runs the same jobs as the ordinary commands, so these commands list everything that it makes. Finished parts are
+kept, and a stopped run can be resumed with its original plan.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ OPTION_CLASSES: tuple[type[Any], ...] = (
 
 @dataclass(frozen=True)
 class QuickRequest:
-    """The request of `mta quick`. `options` holds `OPTION_CLASSES`; the source may name an existing task."""
+    """The request of `mta quick`. `options` has each of `OPTION_CLASSES`; the source may name an existing task."""
 
     source: ImportSource
     options: OptionSet
@@ -214,7 +214,7 @@ def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Eve
         scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
         raise BadInput(
             f"no user of {source.name} has more than {KEPT_ITEMS} items{scale}, so none of them can be held out",
-            hint=f"a user needs at least {KEPT_ITEMS + 1}; eight or more are better",
+            hint=f"bring more items: at least one user needs {KEPT_ITEMS + 1}; eight or more are better",
         )
     return summary
 
@@ -409,7 +409,7 @@ def _plan_without_import(
     held: _HeldOut,
     lines: tuple[PlanLine, ...],
 ) -> Iterator[Event]:
-    """The plan of a dry run, if all users may be anchors. If the base is not on this machine, it has no sizes."""
+    """The plan of a dry run, as if all users may be anchors. If the base is not installed, the plan has no sizes."""
     history = request.options[PromptOptions].history_items
     try:
         base = _load(reg, request)

@@ -364,7 +364,7 @@ def test_what_was_given_for_a_method_is_told_when_others_are_added(
 def test_a_control_is_trained_as_its_method(peopled: Registry) -> None:
     """With what was tuned and given for the method, and nothing tuned for itself."""
     names = "task:none:lora,permuted-task:none:lora"
-    with pytest.raises(UsageError, match="none of these methods"):
+    with pytest.raises(UsageError, match="no settings to try for permuted-mta"):
         finish(tune_evaluation(peopled, eval_request(methods="permuted-mta")))
     tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="task:none:lora+habit", given={})))
     best = tuned["tuned"][0]["settings"]

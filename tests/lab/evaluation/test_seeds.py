@@ -130,7 +130,7 @@ def test_settings_that_were_given_must_have_had_one_value(reg: Registry, tmp_pat
         "0.5 and not set": [used, {"prior_strength": 8.0}],
     }
     for values, settings in refused.items():
-        with pytest.raises(UsageError, match=rf"more than the seed \(pooled-rag\+habit.prior_weight: {values}\)"):
+        with pytest.raises(UsageError, match=rf"the setting pooled-rag\+habit.prior_weight is {values}"):
             read(settings)
     assert read([used, other], given="prior_strength")["seeds"] == [1, 2]
     assert read([{**own, "neighbour_weight": 1.0} for own in (used, other)])["seeds"] == [1, 2]

@@ -64,17 +64,28 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("task:evidence:adapter", "none, lora"),
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),
-        ("permuted-pooled", "pooled has none or is a control itself"),
-        ("permuted-majority", "majority has none or is a control itself"),
-        ("permuted-neighbours", "neighbours has none or is a control itself"),
-        ("permuted-permuted-mta", "permuted-mta has none or is a control itself"),
-        ("permuted-permuted-anchors", "permuted-anchors has none or is a control itself"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"no method '{name.replace('permuted-mat', 'mat')}'") as caught:
         find_methods(["base", name])
     assert hint in words_to_text(caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("permuted-pooled", "pooled has no LoRAs of users"),
+        ("permuted-majority", "majority has no LoRAs of users"),
+        ("permuted-neighbours", "neighbours has no LoRAs of users"),
+        ("permuted-permuted-mta", "permuted-mta is itself a control"),
+        ("permuted-permuted-anchors", "permuted-anchors is itself a control"),
+    ],
+)
+def test_a_control_without_loras_of_its_own_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"no method '{name}': {reason}") as caught:
+        find_methods(["base", name])
+    assert "for example permuted-mta" in words_to_text(caught.value.hint or "")
 
 
 def test_no_name_at_all_is_refused() -> None:
