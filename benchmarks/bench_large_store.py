@@ -59,17 +59,7 @@ def make_store(root: Path) -> None:
         )
         db.executemany(
             "INSERT INTO items (user_id, key, task, input, output, time) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                (
-                    1 if n < HEAVY else 2 + (n - HEAVY) * (USERS - 1) // (ITEMS - HEAVY),
-                    i.key,
-                    i.task,
-                    i.input,
-                    i.output,
-                    i.time,
-                )
-                for n, i in ((n, said(n)) for n in range(ITEMS))
-            ),
+            ((_owner(n), i.key, i.task, i.input, i.output, i.time) for n, i in ((n, said(n)) for n in range(ITEMS))),
         )
         db.execute("INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
         db.execute(trigger)

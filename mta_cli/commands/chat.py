@@ -17,13 +17,8 @@ from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 from mta_cli.terminal.output import group
 
-SERVER_SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-)  # flags that --server accepts; servers know them by the same names
+# flags that --server accepts; servers know them by the same names
+SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")
 MAX_STDIN_BYTES = 4_000_000  # a longer message would be refused anyway
 
 

@@ -111,7 +111,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
     if faults:
         raise BadInput(
             f"{path} cannot be used as a model: {faults[0]}",
-            hint="a base is a folder with config.json, a tokenizer and weights in safetensors; mta runs no code of a model",
+            hint="a base has a config.json, a tokenizer and weights in safetensors; mta runs no code of a model",
             faults=tuple(faults[:20]),
         )
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from store.records import Query
     from store.registry import Registry
 
-USER_DIGEST_DIGITS = (
-    15  # hexadecimal: 60 bits fit into an int64, and a million users collide with a probability below one in a million
-)
+# hexadecimal digits: 60 bits fit into an int64, and two of a million users collide with a probability of 5e-7
+USER_DIGEST_DIGITS = 15
 
 
 @dataclass(frozen=True)

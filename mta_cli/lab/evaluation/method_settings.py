@@ -62,9 +62,8 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     """
     given, defaults = request.method_settings.get(method.name, {}), method.default_settings
     types = {name: type(value) for name, value in defaults.items()}
-    if (
-        method.stack != "none"
-    ):  # these have no defaults: `stack_schedule` derives them from the shots and the kind of task
+    # these have no defaults: `stack_schedule` derives them from the shots and the kind of task
+    if method.stack != "none":
         types |= {"steps": int, "epochs": int, "learning_rate": float}
     if unknown := sorted(set(given) - set(types)):
         raise UsageError(

@@ -41,11 +41,8 @@ _OPPU_GRID = tuple(
     for placement in ("all", "late")
     for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
 )
-_LORA_GRID: tuple[Settings, ...] = (
-    {},
-    {"learning_rate": 2e-4},
-    {"learning_rate": 1e-3},
-)  # {}: the rate for the kind of task
+# the first has the default learning rate, which depends on the kind of task
+_LORA_GRID: tuple[Settings, ...] = ({}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3})
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )

@@ -146,7 +146,7 @@ def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
     if not users:
         raise NotFound(
-            f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.",
+            f"No user is left to adapt: only anchors have a history of task {bank.task}.",
             hint="name the users to adapt; anchors may be among them",
         )
     return users

@@ -88,8 +88,9 @@ def parse_questions(
     findings: ParseFindings,
     staged: StagedRecords,
 ) -> Iterator[Record]:
-    """Stage the histories in a file of questions, and a held-out query for each question with a gold
-    answer in `answers` (by question id).
+    """Stage the histories in a file of questions, and a held-out query for each question with a gold in `answers`.
+
+    `answers` has the gold answers by question id.
     """
     ids, asked = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
