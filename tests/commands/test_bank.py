@@ -173,7 +173,7 @@ def test_a_number_format_that_this_machine_emulates(
 def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:
     build()
     refused(mta("user", "adapt", "ida", "--shots", 0), 2, "adapt.shots = 0")
-    refused(mta("user", "fuse", "ida", "--top-k", 99), 2, "--top-k 99", "3 anchors")
+    refused(mta("user", "fuse", "ida", "--top-k", 99), 2, "--top-k 99", "3 usable anchors")
     refused(mta("user", "adapt", "ida", "--rank", 99), 2, "adapt.rank = 99", "the most is 64")
     refused(mta("user", "fuse", "ida", "--weights", "magic"), 2, "magic", "evidence")
     refused(mta("user", "adapt", "../x", "--json"), 3, "../x")

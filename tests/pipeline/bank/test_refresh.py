@@ -309,7 +309,7 @@ def test_a_bank_without_anybody_is_refused_and_stays(banked: Registry) -> None:
         user = banked.users.get(f"user{number}")
         banked.users.set_can_anchor(user.id, False)
     assert all(anchor.stale for anchor in anchors(banked))
-    with pytest.raises(BadInput, match="may be an anchor") as refused:
+    with pytest.raises(BadInput, match="No user can replace the stale anchors") as refused:
         refreshed(banked)
     assert isinstance(refused.value.hint, tuple)
     assert {Command("user consent"), Command("bank rm", "lamp-2", bank_version=1)} <= set(refused.value.hint)

@@ -162,7 +162,7 @@ def test_a_user_with_several_tasks_speaks_as_in_the_texts_that_are_nearest(label
         assert default_task(reg, alice, "lamp-2", base, about) == "lamp-2"
     assert default_task(reg, alice, None, base, "xyzzy") == default_task(reg, alice, None, base) != "lamp-2"
     talk = Conversation(ChatModel.load_for_user(reg, labelled.entry, alice, asking()), autosave=False)
-    assert "models of" in notes_of(list(talk.opening_notes()))
+    assert "models for the tasks lamp-2, lamp-4, lamp-5" in notes_of(list(talk.opening_notes()))
     for text, used in (("the meeting on monday?", "lamp-4"), ("and milk and bread?", "lamp-4")):
         list(talk.answer_message(text))
         assert talk.model.task.name == used, "a conversation stays with the task that it began with"

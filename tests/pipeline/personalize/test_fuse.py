@@ -63,11 +63,11 @@ def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: R
 
 def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(banked: Registry) -> None:
     user = banked.users.get("ida")
-    with pytest.raises(UsageError, match=r"--top-k 99.*has only 3 anchors"):
+    with pytest.raises(UsageError, match=r"--top-k 99.*has only 3 usable anchors"):
         finish(fuse_user(banked, user, fuse_request(top_k=99), explicit_top_k=True))
     assert len(fused(banked, "ida", top_k=99)["anchors"]) == 3
     banked._db.execute_write("UPDATE anchors SET stale = 1 WHERE id = (SELECT min(id) FROM anchors)")
-    with pytest.raises(UsageError, match="has only 2 anchors"):
+    with pytest.raises(UsageError, match="has only 2 usable anchors"):
         finish(fuse_user(banked, user, fuse_request(top_k=3), explicit_top_k=True))
 
 

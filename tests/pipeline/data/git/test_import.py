@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, Flag, NotFound, UsageError
 from mta_cli.events import JobPlan
 from mta_cli.pipeline.data.git.program import Git
 from mta_cli.pipeline.data.git.selection import CommitSelection
@@ -171,7 +171,7 @@ def test_least_leaves_out_authors_with_fewer_and_says_how_many(reg: Registry, re
         BadInput, match=r"none of the 3 authors of lighthouse has 11 usable commits; the largest number is 10"
     ) as error:
         take(reg, repo, least=11)
-    assert str(error.value.hint) == "--least 10"
+    assert error.value.hint == ("lower the limit: ", Flag("least", 10))
 
 
 def test_since_is_the_authors_date(reg: Registry, repo: Repository) -> None:
