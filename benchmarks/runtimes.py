@@ -78,7 +78,7 @@ def ask_ourselves(reg: Registry, entry: ModelEntry, user: User, task_name: str, 
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.models.load import load_on_device
-    from mta_cli.pipeline.user_weights import merge_by_placement, most_personal_mode
+    from mta_cli.pipeline.user_weights import loras_by_placement, most_personal_mode
 
     base = load_on_device(entry, MachineOptions(device="cpu", dtype="float32"), reg=reg)
     builder = PromptRowBuilder(reg, base, find_task(reg, task_name), 2)
@@ -86,7 +86,7 @@ def ask_ourselves(reg: Registry, entry: ModelEntry, user: User, task_name: str, 
     asked = [query.input for one in users for query in reg.items.queries(one.id, task_name)][:count]
     prompts = [builder.prompter.prompt_ids(text, builder.retrieve_history(user.id, text, 2)) for text in asked]
     mode = most_personal_mode(reg, user, task_name, entry.fingerprint)
-    weights, late, _ = merge_by_placement(reg, entry.fingerprint, user, task_name, mode)
+    weights, late, _ = loras_by_placement(reg, entry.fingerprint, user, task_name, mode)
     assert late is None, "the runtimes have one adapter, which acts on all tokens"
     AdapterMerger(base).set_adapter(weights)
     answers = [generate_answers(base, [prompt], [()], [0], SamplingParams(TOKENS))[0] for prompt in prompts]

@@ -78,7 +78,7 @@ def similarity_floors(bank: Bank) -> dict[int, float]:
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
-def screening_config_for_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
+def screening_of_kept_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
     """The screening entries of the bank's config, reduced to the anchors with the ids `anchors`.
 
     Other anchors' findings are left out, because their ids may be used again. Refused users are kept by user id.

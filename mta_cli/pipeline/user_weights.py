@@ -223,7 +223,7 @@ def load_fusion_and_stack(
     return tuple(lora for lora in merged if lora is not None), AnswerSource(mode, bank.name, bank.version, names)
 
 
-def merge_by_placement(
+def loras_by_placement(
     reg: Registry, base: str, user: User | None, task: str, mode: str
 ) -> tuple[LoraWeights | None, LoraWeights | None, AnswerSource]:
     """A user's model as two exact merges: the LoRA of all tokens, with the task adapter, and the LoRA of late tokens.
@@ -241,8 +241,8 @@ def merge_by_placement(
     return everywhere, merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is not None]), source
 
 
-def act_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> LoraWeights | None:
-    """An approximation of a user's model: both LoRAs of `merge_by_placement` as one that acts on all tokens."""
+def approximate_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> LoraWeights | None:
+    """An approximation of a user's model: both LoRAs of `loras_by_placement` as one that acts on all tokens."""
     from mta_cli.engine.lora.merge import merge_loras
 
     moved = replace(late, placement=replace(late.placement, late_tokens=None))

@@ -18,7 +18,7 @@ MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
 MAX_MODEL_NAME = 600
 
 # Parameters of OpenAI's interface that are accepted and ignored, because they cannot change an answer here: those about
-# the client, billing and storage, and the lists of tools, which these models never call.
+# the client, billing and storage (`store` is refused if true), and the lists of tools, which these models never call.
 TOOLS = ("tools", "functions", "parallel_tool_calls")
 WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
 # Unsupported parameters that would change an answer. `null`, `[]`, `{}` and false are accepted, because they mean the

@@ -158,7 +158,7 @@ class Scheduler:
             while self._wait_for_work():
                 try:
                     self._drop_cancelled()
-                    self._read_prompts()
+                    self._read_piece_of_prompts()
                     self._decode()
                     self._update_gauges()
                 except Exception as error:  # unexpected: start again with an empty batch
@@ -235,7 +235,7 @@ class Scheduler:
                 raise
             self._prefixes.clear()  # the cache only saves time
 
-    def _read_prompts(self) -> None:
+    def _read_piece_of_prompts(self) -> None:
         """Compute up to `PIECE_TOKENS` tokens of prompts. Complete prompts join the batch, or get label scores."""
         budget = PIECE_TOKENS
         while budget > 0 and (self._reading is not None or self._begin_reading()):

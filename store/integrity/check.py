@@ -42,8 +42,10 @@ def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) ->
 
 def find_database_problems(db: Connection, *, names: bool = True) -> list[str]:
     """Every fault of the database, one line each; files are not checked. Without `names`, users are named by id."""
-    user = "users.name" if names else "'user number ' || users.id"
-    return _collect(_check_database(db), _check_fulltext_index(db), _check_recipes(db, user), _check_cores(db, user))
+    user_sql = "users.name" if names else "'user number ' || users.id"
+    return _collect(
+        _check_database(db), _check_fulltext_index(db), _check_recipes(db, user_sql), _check_cores(db, user_sql)
+    )
 
 
 def _collect(*checks: Iterator[str]) -> list[str]:
@@ -126,22 +128,23 @@ def find_index_fault(db: Connection) -> str:
     return ""
 
 
-def _check_recipes(db: Connection, user: str) -> Iterator[str]:
+def _check_recipes(db: Connection, user_sql: str) -> Iterator[str]:
     key = "a.user_id = r.user_id AND a.task = r.task AND a.bank_id = r.bank_id"
-    sizes = f"""SELECT {user}, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
+    sizes = f"""SELECT {user_sql}, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
     WHERE bytes != {RECIPE_ENTRY_BYTES} * (SELECT count(*) FROM recipe_anchors AS a WHERE {key})"""
     for name, task in db.fetch_tuples(sizes):
         yield f"the recipe of {name} for task {task} lacks some of its anchors"
     for table in ("recipe_anchors", "stack_anchors"):
-        others = f"""SELECT DISTINCT {user}, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
+        others = f"""SELECT DISTINCT {user_sql}, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
         JOIN anchors ON anchors.id = anchor_id WHERE anchors.bank_id != a.bank_id"""
         for name, task in db.fetch_tuples(others):
             yield f"the recipe of {name} for task {task} in table {table} refers to anchors of another bank"
 
 
-def _check_cores(db: Connection, user: str) -> Iterator[str]:
-    sql = f"""SELECT {user}, task, numbers, numbers_sha256, stacks.rowid FROM stacks JOIN users ON users.id = user_id
-    WHERE numbers IS NOT NULL AND stacks.rowid > ? ORDER BY stacks.rowid LIMIT {_CORES_AT_ONCE}"""
+def _check_cores(db: Connection, user_sql: str) -> Iterator[str]:
+    sql = f"""SELECT {user_sql}, task, numbers, numbers_sha256, stacks.rowid FROM stacks
+    JOIN users ON users.id = user_id WHERE numbers IS NOT NULL AND stacks.rowid > ?
+    ORDER BY stacks.rowid LIMIT {_CORES_AT_ONCE}"""
     last = 0
     while page := db.fetch_tuples(sql, (last,)):
         for name, task, numbers, digest, _ in page:

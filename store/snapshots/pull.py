@@ -273,7 +273,7 @@ class Pull:
         for digest in self.manifest.adapters.intersection(self.missing):
             move_file(self._target(staged, digest), files.path(digest))
         with translate_sqlite_errors(self.root, self.timeout):
-            is_purged = self._empty_log() if database is None else self._replace_database(database)
+            is_purged = self._empty_log() if database is None else self._replace_and_purge_database(database)
         self._write_marker(encode_copy_manifest(self.found, self._content))
         old = files.find_orphans(self.manifest.adapters)
         for path in old:
@@ -285,7 +285,7 @@ class Pull:
             temporary.write_bytes(content)
             sync_file(temporary)
 
-    def _replace_database(self, new: Path) -> bool:
+    def _replace_and_purge_database(self, new: Path) -> bool:
         """Replace the database while others read it; returns whether all bytes of the old one are gone."""
         path = self.root / "registry.db"
         if not path.exists():

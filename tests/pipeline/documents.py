@@ -10,7 +10,7 @@ import numpy as np
 
 from mta_cli.engine.evaluation.user_sums import sum_by_user
 from mta_cli.engine.evaluation.whose import sum_whose
-from mta_cli.lab.evaluation.result_document import compare_methods, reference_for
+from mta_cli.lab.evaluation.result_document import comparison_part, reference_for
 
 HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
 FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}
@@ -80,7 +80,7 @@ def with_ladder(metric: str = "accuracy") -> dict[str, Any]:
         sums[method] = sum_by_user("accuracy", labels, users, ["a"] * len(users), ["a"] * len(users), logliks)
     asked = sum_whose(users, [(-0.8, *rng.normal(-1, 0.3, 9)) for _ in users])
     sums["mta"] = replace(sums["mta"], whose=asked)
-    return {**document(dict.fromkeys(level, 0.5), metric=metric), **compare_methods(sums, "mta", 0)}
+    return {**document(dict.fromkeys(level, 0.5), metric=metric), **comparison_part(sums, "mta", 0)}
 
 
 def by_memory() -> dict[str, Any]:

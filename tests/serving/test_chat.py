@@ -257,7 +257,7 @@ def test_between_two_steps_few_passes_read_prompts(start: Start, monkeypatch: py
     running.chat("alice", "a question that is asked again", max_tokens=1)
     scheduler, most = running.service._engine, PIECE_TOKENS // PASS_TOKENS
     counts = [0]  # the round that answered the first question may still go on
-    read, read_prompts = PromptPass.read, scheduler._read_prompts
+    read, read_prompts = PromptPass.read, scheduler._read_piece_of_prompts
 
     def counted(self: PromptPass, tokens: int) -> Any:
         counts[-1] += 1
@@ -268,6 +268,6 @@ def test_between_two_steps_few_passes_read_prompts(start: Start, monkeypatch: py
         read_prompts()
 
     monkeypatch.setattr(PromptPass, "read", counted)
-    monkeypatch.setattr(scheduler, "_read_prompts", each_round)
+    monkeypatch.setattr(scheduler, "_read_piece_of_prompts", each_round)
     answers = running.chat("alice", "a question that is asked again", n=16, max_tokens=4)["choices"]
     assert len(answers) == 16 and sum(counts) >= 16 and max(counts) == most

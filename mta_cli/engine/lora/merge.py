@@ -66,7 +66,7 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
     return LoraWeights(factors, weights.scale, weights.placement)
 
 
-def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
+def keep_first_directions(weights: LoraWeights, rank: int) -> LoraWeights:
     """The LoRA cut to its first `rank` directions.
 
     If `compress_to_rank` made `weights`, the result is the nearest LoRA of at most that rank.

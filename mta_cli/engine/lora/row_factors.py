@@ -53,13 +53,13 @@ class UserFactors:
         where = late.placement if late is not None else None
         return cls(shared, fused_factors(decoder, everywhere), fused_factors(decoder, late), where)
 
-    def reusable_length(self, prompt: int, length: int) -> int:
+    def reusable_length(self, prompt_length: int, length: int) -> int:
         """How many of a text's first `length` positions have states that other answers can reuse: those before the
         tokens on which a LoRA of placement `late` acts.
         """
         if self.late_placement is None:
             return length
-        return min(length, self.late_placement.first_position(prompt))
+        return min(length, self.late_placement.first_position(prompt_length))
 
     @cached_property
     def decoding_factors(self) -> FusedFactors:

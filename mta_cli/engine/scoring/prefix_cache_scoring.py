@@ -214,7 +214,7 @@ class PrefixCacheScorer:
         return self.placement.first_position(len(tree.prompt))
 
     def _prefix_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
-        """The LoRAs that act before or below the placement."""
+        """The frozen LoRAs that act on prefixes; none if prefixes are shared by all users."""
         return [] if self._prefix_is_shared else self._frozen_row_loras(chosen, positions)
 
     def _frozen_row_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:

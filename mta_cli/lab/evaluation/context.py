@@ -57,7 +57,7 @@ class EvalContext:
     def merge_task_adapter(self, fold: int, method: Method) -> None:
         """Merge the task adapter of the method's bank in this fold into the base.
 
-        For a method above the bare base, the base is restored instead.
+        For a method whose LoRAs lie on the bare base (`below` is not "task"), restore the base instead.
         """
         wanted = self.banks[fold, method.bank_preset] if method.below == "task" else None
         if wanted is self._merged_bank:

@@ -94,7 +94,8 @@ def cost_of_answers(
         users = [user for user in plan.answering_users(run.fold) if user not in there]
         open_to += len(users)
         queries = sum(len(plan.queries[user]) for user in users)
-        others = _others(request, plan, run) if run.method.build is None else []  # naive Bayes takes almost no time
+        # naive Bayes takes almost no time
+        others = _authorship_others(request, plan, run) if run.method.build is None else []
         asked = sum(len(plan.queries[user]) * (1 + len(own)) for user, own in others if user in users)
         scorings += asked
         if users and name not in speeds:
@@ -230,7 +231,7 @@ def _answer_models(
     ]
 
 
-def _others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[int, tuple[int, ...]]]:
+def _authorship_others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[int, tuple[int, ...]]]:
     """The users of a fold, each with the others of the group under whose models their answers are scored.
 
     Authorship is measured for methods with users' own LoRAs and, for texts, for `no-model` by naive Bayes. Empty for
@@ -258,7 +259,7 @@ def _add_whose(
     from mta_cli.engine.evaluation.ladder import NO_MODEL
 
     design, models = eval_context.design, dict(zip(group, made, strict=True))
-    others = {user: own for user, own in _others(eval_context.request, design, run) if user in group}
+    others = {user: own for user, own in _authorship_others(eval_context.request, design, run) if user in group}
     queries = [query for user in others for query in design.queries[user]]
     if run.method.step == NO_MODEL:
         written = {user: [item.output for item in design.shots[user]] for user in group}

@@ -111,7 +111,7 @@ def result_document(
         "options": describe_options(request),
         "dtype": number_format(machine.dtype, machine.device, machine.quantize),
         "evaluation": evaluation,
-        **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
+        **comparison_part({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
         **({"bank": bank_label(request.measured.bank)} if request.measured else {}),
@@ -122,7 +122,7 @@ def result_document(
     }
 
 
-def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
+def comparison_part(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
     """The document's keys that depend on user sums: reference, methods, differences, power and ladder."""
     from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 

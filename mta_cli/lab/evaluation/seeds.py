@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import Command, Flag, UsageError
 from mta_cli.lab.evaluation.evaluation_file import COSTS, read_evaluation
 from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
-from mta_cli.lab.evaluation.result_document import compare_methods
+from mta_cli.lab.evaluation.result_document import comparison_part
 from mta_cli.lab.report.results import DESIGN_KEYS, group_seeds, method_cost, used_settings
 from mta_cli.text.formatting import join_words
 
@@ -110,7 +110,7 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
         )
     own = user_sums[chosen]
     queries = round(own.sums[:, 0].sum() / len(results))  # of one seed
-    made = {**first, "users": len(own.users), "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
+    made = {**first, "users": len(own.users), "queries": queries, **comparison_part(user_sums, chosen, first["seed"])}
     if made["ladder"] is not None:
         made["ladder"]["questions"] = queries
     if len(evaluations) == 1:

@@ -202,7 +202,7 @@ def seed_settings_tables(group: Sequence[Document]) -> list[Table]:
 
 
 def _settings_table(documents: Sequence[Document], temperature_columns: tuple[str, ...], title: str) -> Table:
-    """The settings of documents that agree in them, then the temperatures of each document in a column."""
+    """A row for each method: its settings, equal in all `documents`, and a column of temperatures for each document."""
     methods = dict.fromkeys(method for document in documents for method in document["methods"])
     settings = {method: used_settings(document, method) for document in documents for method in document["methods"]}
     calibrations = [document.get("calibration") or {} for document in documents]

@@ -27,7 +27,7 @@ from mta_cli.options import MachineOptions
 from mta_cli.pipeline.anchors import (
     mark_unscreened,
     refused_user_ids,
-    screening_config_for_anchors,
+    screening_of_kept_anchors,
     unscreened_anchor_ids,
 )
 from mta_cli.pipeline.bank.anchor_training import group_anchors_for_training, prepare_anchor_trainings
@@ -272,7 +272,7 @@ def _remove_unreplaced_anchors(work: _RefreshState) -> None:
         bank = work.reg.banks.by_id(work.bank.id)
         stay = {anchor.id for anchor in work.reg.banks.anchors(bank.id)}.difference(numbers)
         # Refused users are found through their anchors, so this comes before the removal.
-        work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_config_for_anchors(work.reg, bank, stay)})
+        work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_of_kept_anchors(work.reg, bank, stay)})
         work.affected_users.update(work.reg.banks.dependent_users(work.bank.id, numbers))
         work.removed = work.reg.banks.remove_stale_anchors(work.bank.id, numbers)
         _store_replacements(work, [])
@@ -285,7 +285,7 @@ def _store_replacements(work: _RefreshState, new: Sequence[Anchor]) -> None:
         if new:
             work.affected_users.update(reg.banks.dependent_users(before.id, [each.id for each in new]))
         stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.id for each in new}
-        config = {**before.config, **screening_config_for_anchors(reg, before, stay)}
+        config = {**before.config, **screening_of_kept_anchors(reg, before, stay)}
         gone = [before.key, [[each.id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)

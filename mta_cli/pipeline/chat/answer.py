@@ -29,7 +29,7 @@ from mta_cli.pipeline.user_weights import (
     available_modes,
     current_bank,
     default_task,
-    merge_by_placement,
+    loras_by_placement,
     model_parts,
     most_personal_mode,
     other_bases_hint,
@@ -151,7 +151,7 @@ class ChatModel:
         asked, mode = mode, mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
         version, parts = self.reg.data_version, self._parts(user, name)
         examples = PromptRowBuilder(self.reg, self.base, find_task(self.reg, name), self.options.prompt.history_items)
-        weights, late, source = merge_by_placement(self.reg, self.base.fingerprint, user, name, mode)
+        weights, late, source = loras_by_placement(self.reg, self.base.fingerprint, user, name, mode)
         backend_of(self.base).require_placements([late.placement] if late is not None else [])
         self._kv_cache.clear()
         self.source, self._late_loras = AnswerSource("base"), ()
@@ -446,7 +446,7 @@ def truncation_notes(prompt: FittedPrompt) -> Iterator[Event]:
 
 
 def _require_labels(reg: Registry, asking: ChatOptions) -> None:
-    """Raise UsageError for free decoding without a task that has labels."""
+    """Raise UsageError if free decoding is asked for, but no task is given or the task has no labels."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):

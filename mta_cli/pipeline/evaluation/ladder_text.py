@@ -115,9 +115,10 @@ def whose_lines(ladder: Ladder) -> list[str]:
 
 
 def whose_text(one: Mapping[str, Any], unit: str = "users") -> str:
-    """`adapted: own model first in 27 of 40 (chance 4), share .675 [.5, .8]; ahead of the mean of the others for ...`.
+    """How often a step's own model ranks first among all users' models, as text:
+    `adapted: own model first in 27 of 40 (chance 4), share .675 [.5, .8]; ahead of the mean of the others for ...`.
 
-    `unit` is the key of `UNIT_WORDS` for what is counted.
+    `unit`, a key of `UNIT_WORDS`, names what the last count counts.
     """
     style = one["step"] == "naive-bayes"
     who = "naive Bayes on characters, no model: own texts" if style else f"{one['step']}: own model"

@@ -208,7 +208,7 @@ class _StepAnswers:
                             answer.method, len(self.answers), tokens=answer.tokens, seconds=answer.seconds
                         )
             yield JobProgress("whose is it", len(self.answers))
-            self._score_under_other_models()
+            self._score_gold_under_other_models()
         finally:
             self._merger.set_adapter(None)
         order = [one.name for one in self._steps]
@@ -275,7 +275,7 @@ class _StepAnswers:
             for one, found in zip(portion, given, strict=True)
         ]
 
-    def _score_under_other_models(self) -> None:
+    def _score_gold_under_other_models(self) -> None:
         """Add to each answer of a personal step the gold's likelihoods under other users' models (same prompt)."""
         queries = [query for user in self._users if self._others[user.id] for query in self._queries[user.id]]
         others = {query.user_id: self._others[query.user_id] for query in queries}

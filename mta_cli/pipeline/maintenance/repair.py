@@ -38,9 +38,9 @@ def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event
     yield JobResult({"repairs": [{"what": each.what, "action": each.action, "again": each.again} for each in done]})
 
 
-def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Repair]) -> Iterator[Event]:
+def _apply_repairs(found: Sequence[Repair], require_agreement: ConfirmRepairs, done: list[Repair]) -> Iterator[Event]:
     if found:
-        agree(found)
+        require_agreement(found)
     for each in found:
         each.apply()
         done.append(each)

@@ -34,8 +34,8 @@ from mta_cli.pipeline.personalize.export_formats import (
 from mta_cli.pipeline.user_weights import (
     OWN_MODES,
     AnswerSource,
-    act_on_all_tokens,
-    merge_by_placement,
+    approximate_on_all_tokens,
+    loras_by_placement,
     most_personal_mode,
     other_bases_hint,
     user_command,
@@ -96,12 +96,12 @@ def export_user(
     options = options or ExportOptions()
     target = resolve_export_folder(reg, to, "an export", replace=options.replace, list_file=LIST_FILE)
     mode = _require_personal_mode(reg, base_entry, user, task)
-    everywhere, late, source = merge_by_placement(reg, base_entry.fingerprint, user, task, mode)
+    everywhere, late, source = loras_by_placement(reg, base_entry.fingerprint, user, task, mode)
     ours = [part for part in (everywhere, late) if part is not None]
     exact, notes = everywhere, list[str]()
     if late is not None:
         _require_approximation(user, mode, options)
-        exact = act_on_all_tokens(everywhere, late)
+        exact = approximate_on_all_tokens(everywhere, late)
         notes = ["Parts that were trained for late tokens alone act on all tokens here, so answers may differ."]
     if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the unchanged base, so there is nothing to export.")
@@ -281,14 +281,14 @@ def _find_lowest_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
 
     Returns `exact` if the user has no answers to measure on.
     """
-    from mta_cli.engine.lora.merge import compress_to_rank, keep_main_directions
+    from mta_cli.engine.lora.merge import compress_to_rank, keep_first_directions
 
     ranks = [rank for rank in AUTO_RANKS if rank < exact.rank]
     if not ranks or not check.rows:
         return exact
     allowed = check.loss([exact]) + MAX_AUTO_LOSS
     largest = compress_to_rank(exact, ranks[-1])
-    candidates = (keep_main_directions(largest, rank) for rank in ranks)
+    candidates = (keep_first_directions(largest, rank) for rank in ranks)
     return next((one for one in candidates if check.loss([one]) <= allowed), exact)
 
 

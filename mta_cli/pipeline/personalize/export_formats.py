@@ -67,7 +67,7 @@ class ExportedModel:
         """
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
-        folder, shards = self.entry.path, _read_weight_files(self.entry.path)
+        folder, shards = self.entry.path, _list_weight_files(self.entry.path)
         self._require_every_module()
         ours, weights = (MANIFEST, CARD_FILE, LIST_FILE), weight_files(folder)
         rest = [path for path in model_files(folder) if path not in weights and path.name not in ours]
@@ -120,7 +120,7 @@ class ExportedModel:
     def _all_weights(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         from safetensors import safe_open
 
-        for shard in _read_weight_files(self.entry.path):
+        for shard in _list_weight_files(self.entry.path):
             with safe_open(self.entry.path / shard, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
@@ -135,7 +135,7 @@ class ExportedModel:
                 f"The weights in {self.entry.path} are quantised, so the user's changes cannot be added to them.",
                 hint=("use ", Flag("format", "peft"), ", or name the same base in full precision with ", Flag("base")),
             )
-        shards = [self.entry.path / shard for shard in _read_weight_files(self.entry.path)]
+        shards = [self.entry.path / shard for shard in _list_weight_files(self.entry.path)]
         known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
         if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:
             raise BadInput(
@@ -147,7 +147,7 @@ class ExportedModel:
         return {"mta.about": json.dumps(dict(self.about))}
 
 
-def _read_weight_files(folder: Path) -> list[Path]:
+def _list_weight_files(folder: Path) -> list[Path]:
     """The weight files that transformers reads, without Mistral's second copy of the weights."""
     from mta_cli.engine.model.checkpoint_files import weight_files
 

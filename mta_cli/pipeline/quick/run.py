@@ -123,7 +123,7 @@ def run_quick(
     if complete.plan_lines:
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
-    _require_consent(reg, source, summary, can_anchor, ask)
+    _require_possible_anchors(reg, source, summary, can_anchor, ask)
     _require_no_other_users(reg, summary, task)
     held = yield from _check_hold_out(reg, request, source, summary, task, as_notes=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
@@ -302,7 +302,7 @@ def _has_unknown_label(task: Task, summary: FileSummary) -> bool:
     return any(find_label(text, task.labels) is None for text in summary.outputs)
 
 
-def _require_consent(
+def _require_possible_anchors(
     reg: Registry, source: ImportSource, summary: FileSummary, can_anchor: bool | None, ask: AskConsent | None
 ) -> None:
     """Raises UsageError if none of the file's users may be an anchor, by default or by `can_anchor`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, Flag, system_reason
-from mta_cli.pipeline.user_weights import act_on_all_tokens, merge_by_placement
+from mta_cli.pipeline.user_weights import approximate_on_all_tokens, loras_by_placement
 from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
 from store.files import remove_leftover_temporaries
 
@@ -83,7 +83,7 @@ class AdapterFolders:
         from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, json_bytes, peft_config
         from mta_cli.pipeline.users.exported_folders import write_folder
 
-        weights, late, source = merge_by_placement(reg, self._entry.fingerprint, user, task, mode)
+        weights, late, source = loras_by_placement(reg, self._entry.fingerprint, user, task, mode)
         if late is not None:
             if not self._approximate:
                 raise BadInput(
@@ -95,7 +95,7 @@ class AdapterFolders:
                         ".",
                     )
                 )
-            weights = act_on_all_tokens(weights, late)
+            weights = approximate_on_all_tokens(weights, late)
         if weights is None:
             return self.bare_base, source
         if weights.rank > self._max_rank:

@@ -342,7 +342,7 @@ class ChatScreen(AskingScreen):
         said = self._finish_reply()
         self._waiting.remove()
         if error is not None or (stopped and not said):
-            self._restore_prompt(keep=said)
+            self._restore_prompt(keep_turn=said)
         if error is not None:
             self.show_status("")
             self.mta_app.show_error(error)
@@ -354,12 +354,12 @@ class ChatScreen(AskingScreen):
             self._request_reasons()
         self._reload_chat_list()
 
-    def _restore_prompt(self, *, keep: bool) -> None:
-        """Put the last message back into an empty prompt; unless `keep`, also remove it from the conversation."""
+    def _restore_prompt(self, *, keep_turn: bool) -> None:
+        """Put the last message back into an empty prompt; unless `keep_turn`, also remove it from the conversation."""
         prompt = self.query_one(PromptArea)
         if not prompt.text.strip():
             prompt.replace_text(self._last_prompt)
-        if not keep:
+        if not keep_turn:
             shown = [widget for widget in self.query_one("#turns").children if not isinstance(widget, WaitingLine)]
             for widget in shown[-2:]:
                 widget.remove()

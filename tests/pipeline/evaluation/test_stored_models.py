@@ -26,7 +26,7 @@ from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import AdaptRequest
-from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
+from mta_cli.pipeline.user_weights import load_task_adapter, loras_by_placement
 from store.records import NewItem, User
 from store.registry import Registry
 from tests.engine.answers import answer_alone
@@ -225,7 +225,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
             folder.set_adapter(*load_task_adapter(peopled, TASK.name, base.fingerprint))
         else:
             mode = prediction.method.partition("+")[0]
-            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, mode)
+            weights, late, _ = loras_by_placement(peopled, base.fingerprint, user, TASK.name, mode)
             folder.set_adapter(weights)
         prompt = examples[0 if prediction.method == "base" else 2].query_prompt(query)
         scores = label_scores(base, prompt, labels, () if late is None else (late,))
@@ -261,7 +261,7 @@ def test_texts_are_scored_and_the_shown_ones_generated(banked: Registry) -> None
             assert bool(prediction.answer) <= (query.input in shown)
         if prediction.method not in ("fused", "adapted"):
             continue
-        folder.set_adapter(merge_by_placement(banked, base.fingerprint, user, TASK.name, prediction.method)[0])
+        folder.set_adapter(loras_by_placement(banked, base.fingerprint, user, TASK.name, prediction.method)[0])
         if query.input in shown:
             ids = answer_alone(base, examples.query_prompt(query), 9)
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()

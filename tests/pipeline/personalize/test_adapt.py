@@ -17,7 +17,7 @@ from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import AdaptRequest, resolve_adapt_task
-from mta_cli.pipeline.user_weights import load_weights, merge_by_placement, most_personal_mode
+from mta_cli.pipeline.user_weights import load_weights, loras_by_placement, most_personal_mode
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import NewItem, Recipe, Stack
 from store.registry import Registry
@@ -72,8 +72,8 @@ def test_a_core_of_a_former_version_is_added_to_the_fusion(peopled: Registry) ->
     give_core(peopled, "ida")
     user, stack = peopled.users.get("ida"), stack_of(peopled, "ida")
     own = unpack_core(load_weights(peopled, stack.digest, document["base"]), stack.numbers or b"")
-    whole, late, _ = merge_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
-    fused, *_ = merge_by_placement(peopled, document["base"], user, "lamp-2", "fused")
+    whole, late, _ = loras_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
+    fused, *_ = loras_by_placement(peopled, document["base"], user, "lamp-2", "fused")
     assert whole is not None and fused is not None and late is None and own.norm() > 0
     for path in own.factors:
         assert torch.allclose(whole.delta_weight(path) - fused.delta_weight(path), own.delta_weight(path), atol=1e-6)
@@ -267,9 +267,9 @@ def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Re
     document = built(peopled)
     adapted(peopled, "ida", weights="uniform")
     user = peopled.users.get("ida")
-    before, late, _ = merge_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
+    before, late, _ = loras_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
     finish(fuse_user(peopled, user, fuse_request(weights="similarity", top_k=1)))
-    after, *_ = merge_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
+    after, *_ = loras_by_placement(peopled, document["base"], user, "lamp-2", "adapted")
     assert before is not None and after is not None and late is None
     assert before.to_bytes({}) == after.to_bytes({})
 

@@ -18,7 +18,7 @@ from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.personalize.export import ExportOptions, content_digest, export_user, pad_to_uniform_rank
-from mta_cli.pipeline.user_weights import merge_by_placement
+from mta_cli.pipeline.user_weights import loras_by_placement
 from tests.pipeline.world import World, make_world
 
 
@@ -34,7 +34,7 @@ def test_peft_gives_our_logits(world: World, tmp_path: Path, name: str, mode: st
     before = plain(ids).logits.detach()
     theirs = peft.PeftModel.from_pretrained(plain, folder)(ids).logits.detach()
     base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
-    weights, late, _ = merge_by_placement(world.reg, world.entry.fingerprint, user, "free", mode)
+    weights, late, _ = loras_by_placement(world.reg, world.entry.fingerprint, user, "free", mode)
     assert late is None
     with torch.no_grad(), merge_into_base(base, weights):
         ours = base.model(ids).logits
@@ -182,12 +182,12 @@ def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> 
     with pytest.raises(NotFound, match="no fusion"):
         list(export_user(world.reg, world.entry, world.carol, world.task, tmp_path / "a"))
     with pytest.raises(NotFound, match="no stack"):
-        merge_by_placement(world.reg, world.entry.fingerprint, world.bob, world.task, "adapted")
+        loras_by_placement(world.reg, world.entry.fingerprint, world.bob, world.task, "adapted")
     assert not (tmp_path / "a").exists()
 
 
 def test_one_rank_changes_no_delta(world: World) -> None:
-    weights, late, _ = merge_by_placement(world.reg, world.entry.fingerprint, world.alice, "free", "adapted")
+    weights, late, _ = loras_by_placement(world.reg, world.entry.fingerprint, world.alice, "free", "adapted")
     assert weights is not None and late is None
     padded = pad_to_uniform_rank(LoraWeights(weights.factors, 0.5, weights.placement))
     assert {a.shape[0] for a, _ in padded.factors.values()} == {weights.rank} and padded.scale == 1.0
@@ -209,7 +209,7 @@ def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> Non
 def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    exact = merge_by_placement(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
+    exact = loras_by_placement(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
     assert exact is not None and exact.rank > 3
     seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", ExportOptions(rank=3)))
     assert any(isinstance(event, Note) and "reduced to 3" in event.text for event in seen)

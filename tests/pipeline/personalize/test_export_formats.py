@@ -31,7 +31,7 @@ from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.personalize.export_card import ExportCard
 from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_config, peft_notes
-from mta_cli.pipeline.user_weights import merge_by_placement
+from mta_cli.pipeline.user_weights import loras_by_placement
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
@@ -54,7 +54,7 @@ def exported(world: World, to: Path, user: str = "alice", **options: Any) -> dic
 
 
 def exact(world: World, user: str = "alice") -> LoraWeights:
-    weights, late, _ = merge_by_placement(
+    weights, late, _ = loras_by_placement(
         world.reg,
         world.entry.fingerprint,
         world.reg.users.get(user),

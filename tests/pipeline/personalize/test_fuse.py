@@ -7,7 +7,7 @@ import pytest
 from mta_cli.errors import Command, NotFound, UsageError, words_to_text
 from mta_cli.options import WEIGHT_METHODS
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
-from mta_cli.pipeline.user_weights import merge_by_placement
+from mta_cli.pipeline.user_weights import loras_by_placement
 from store.records import ModelRecord
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request, notes
@@ -57,7 +57,7 @@ def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: R
     recipe, seen = finish(fuse_user(peopled, nobody, fuse_request()))
     assert recipe["anchors"] == [] and recipe["recipe_bytes"] == 0
     assert any("task adapter alone" in text for text in notes(seen))
-    weights, late, source = merge_by_placement(peopled, result["base"], nobody, "lamp-2", "fused")
+    weights, late, source = loras_by_placement(peopled, result["base"], nobody, "lamp-2", "fused")
     assert weights is not None and late is None and source.anchors == ()
 
 
@@ -80,7 +80,7 @@ def test_without_a_bank_the_command_that_builds_one_is_named(peopled: Registry) 
 def test_a_bank_of_another_base_is_refused_with_the_base_it_is_on(banked: Registry) -> None:
     banked.models.save_model(ModelRecord("sha256:other", "other", "base"))
     with pytest.raises(NotFound, match="no bank for task lamp-2 on this base; there is one on tiny") as caught:
-        merge_by_placement(banked, "sha256:other", banked.users.get("ida"), "lamp-2", "fused")
+        loras_by_placement(banked, "sha256:other", banked.users.get("ida"), "lamp-2", "fused")
     assert caught.value.hint is not None and "--base tiny" in words_to_text(caught.value.hint)
 
 

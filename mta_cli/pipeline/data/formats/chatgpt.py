@@ -66,14 +66,14 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
         conversation = convert(value, _Conversation, place, findings)
         if conversation is None:
             continue
-        shown = _shown_messages(conversation)
+        shown = _current_branch(conversation)
         if not shown:
             findings.skip_counts[BROKEN] += 1
         turns = (turn for message in shown if (turn := _turn(message, place, findings)) is not None)
         yield from pair_turns(turns, findings, clean_text(conversation.title))
 
 
-def _shown_messages(conversation: _Conversation) -> list[_Message | None]:
+def _current_branch(conversation: _Conversation) -> list[_Message | None]:
     """The messages from the root to the current node; empty if a parent is missing or the tree has a cycle."""
     path: list[_Message | None] = []
     key, left = conversation.current_node, dict(conversation.mapping or {})

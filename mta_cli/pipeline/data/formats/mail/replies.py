@@ -71,7 +71,7 @@ class MailReplies:
             )
 
     def _raise_no_address(self) -> None:
-        """Ask which address is the user's: none was given."""
+        """Raise UsageError, which asks for the user's address: none was given."""
         raise UsageError(
             f"which mails in {self._name} are yours?",
             hint=("add ", Flag("me", "ADDRESS"), f"; {self._frequent_addresses()}"),
