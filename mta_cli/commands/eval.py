@@ -271,8 +271,7 @@ def export(
 ) -> None:
     """Write an evaluation to one file.
 
-    The file has no texts and no names of users, only the labels and the task's name. It can be shown and reported
-    together with files of other machines.
+    The file has neither texts nor names of users. It can be shown and reported together with files of other machines.
     """
     from mta_cli.lab.evaluation.evaluation_file import export_evaluation
     from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation

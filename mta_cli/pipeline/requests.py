@@ -56,14 +56,14 @@ class JobSpec:
         return {
             "base": self.base.fingerprint,
             "task": asdict(self.task),
-            "history_items": self.prompt.history_items,
+            **asdict(self.prompt),
             "seed": self.machine.seed,
         }
 
     @property
     def adapter_config(self) -> dict[str, Any]:
         """The settings that are stored with each adapter that the job trains."""
-        return {"history_items": self.prompt.history_items, "task": self.task.name}
+        return {**asdict(self.prompt), "task": self.task.name}
 
     @property
     def history_mix(self) -> tuple[int, ...]:
@@ -368,7 +368,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
         "everybody": request.users is None,
         "options": asdict(request.options),
         "fuse": asdict(fuse.options),
-        "history_items": fuse.prompt.history_items,
+        **asdict(fuse.prompt),
         "seed": fuse.machine.seed,
         **fuse.machine.formats,
         "memory": asdict(fuse.memory),
@@ -388,7 +388,7 @@ def restore_adapt_request(
         model_by_fingerprint(reg, document["base"], "base"),
         None,
         options_from_json(FuseOptions, document["fuse"]),
-        PromptOptions(document["history_items"]),
+        options_from_json(PromptOptions, document),
         _restore_machine(machine, document),
         options_from_json(MemoryOptions, document["memory"]),
     )
@@ -419,7 +419,7 @@ def restore_eval_request(
         resolve_model(evaluation.config["embedder"], "embedder"),
         options_from_json(EvalOptions, {**evaluation.config, **document}),
         options_from_json(BankOptions, evaluation.config["bank"]),
-        PromptOptions(evaluation.config["history_items"]),
+        options_from_json(PromptOptions, evaluation.config),
         _restore_machine(machine, evaluation.config),
         document["given"],
         _restore_measured_bank(reg, evaluation),
@@ -443,7 +443,7 @@ def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> 
         model_by_fingerprint(reg, bank.base, "base"),
         model_by_fingerprint(reg, bank.embedder, "embedder"),
         options_from_json(BankOptions, bank.config),
-        PromptOptions(bank.config["history_items"]),
+        options_from_json(PromptOptions, bank.config),
         replace(_restore_machine(machine, bank.config), seed=bank.seed),
         bank.name,
         gates=options_from_json(ScreeningOptions, bank.config[SCREENING_OPTIONS_KEY]),

@@ -208,7 +208,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
         "shots": request.options.shots,
         "folds": request.options.folds,
         "placement": request.options.placement,
-        "history_items": request.prompt.history_items,
+        **asdict(request.prompt),
         "seed": request.machine.seed,
         **request.machine.formats,
         "bank": asdict(bank_options(request)),

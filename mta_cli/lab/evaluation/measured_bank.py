@@ -49,7 +49,7 @@ def measured_bank_request(
         model_by_fingerprint(reg, bank.embedder, "embedder"),
         replace(options, folds=1, placement=built.placement, only_earlier=False),
         built,
-        PromptOptions(bank.config["history_items"]),
+        options_from_json(PromptOptions, bank.config),
         machine,
         method_settings,
         MeasuredBank(bank, _tested_user_ids(reg, bank, names)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.evaluation.metrics import MAIN_METRICS
@@ -103,7 +104,7 @@ def result_document(
         "shots": options.shots,
         "seed": machine.seed,
         "folds": options.folds,
-        "history_items": request.prompt.history_items,
+        **asdict(request.prompt),
         "anchors": request.bank.anchor_count,
         "task_epochs": request.bank.task_epochs,
         "placement": options.placement,

@@ -137,7 +137,7 @@ def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str
         seed=request.machine.seed,
         config={
             **asdict(request.options),
-            "history_items": request.prompt.history_items,
+            **asdict(request.prompt),
             **request.machine.formats,
             SCREENING_OPTIONS_KEY: asdict(request.gates),
         },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -112,14 +112,14 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
             "users": len(asked),
             "queries": sum(len(queries[user.id]) for user in asked),
             "seed": machine.seed,
-            "history_items": prompt.history_items,
+            **asdict(prompt),
             "base": request.base.name,
             "dtype": number_format(machine.dtype, machine.device, machine.quantize),
             "reference": next(one.name for one in reversed(steps) if not one.is_control),
             **summary,
             "costs": {one.name: _costs(bench, asked, one, answers) for one in steps},
         }
-        config = {"history_items": prompt.history_items, "base": request.base.fingerprint}
+        config = {**asdict(prompt), "base": request.base.fingerprint}
         # 4. store answers and document together
         with reg.transaction():
             number = reg.evaluations.add_evaluation(task.name, bench.bank.id, config, result)

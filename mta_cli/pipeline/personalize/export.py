@@ -98,19 +98,19 @@ def export_user(
     mode = _require_personal_mode(reg, base_entry, user, task)
     everywhere, late, source = loras_by_placement(reg, base_entry.fingerprint, user, task, mode)
     ours = [part for part in (everywhere, late) if part is not None]
-    exact, notes = everywhere, list[str]()
+    full, notes = everywhere, list[str]()
     if late is not None:
         _require_approximation(user, mode, options)
-        exact = approximate_on_all_tokens(everywhere, late)
+        full = approximate_on_all_tokens(everywhere, late)
         notes = ["Parts that were trained for late tokens alone act on all tokens here, so answers may differ."]
-    if exact is None:
+    if full is None:
         raise NotFound(f"{user.name}'s model for {task} is the unchanged base, so there is nothing to export.")
     known_task, history_items = find_task(reg, task), options.prompt.history_items
     check = ExportCheck(reg, base_entry, user, known_task, options.machine, history_items)
-    weights, lost = _compress_to_rank(exact, options, check)
+    weights, lost = _compress_to_rank(full, options, check)
     weights = pad_to_uniform_rank(weights)
     measured: dict[str, Any] = {}
-    if (options.approximate or weights.rank < exact.rank) and check.rows:
+    if (options.approximate or weights.rank < full.rank) and check.rows:
         measured = {"heldout_model": check.loss(ours), "heldout_export": check.loss([weights])}
         measured["heldout_answers"] = len(check.rows)
         lost.append(
@@ -259,37 +259,37 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
     return own
 
 
-def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportCheck) -> tuple[LoraWeights, list[str]]:
+def _compress_to_rank(full: LoraWeights, options: ExportOptions, check: ExportCheck) -> tuple[LoraWeights, list[str]]:
     """The weights at the requested rank, and a sentence on what a smaller rank loses; no sentence if none is lost."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
-    small, rank = exact, options.rank
+    small, rank = full, options.rank
     if rank == "auto":
-        small = _find_lowest_rank(exact, check) if options.form in LORA_FORMS else exact
-    elif rank is not None and rank < exact.rank:
-        small = compress_to_rank(exact, rank)
-    if small.rank == exact.rank:
-        return exact, []
-    lost = 1 - (small.norm() / exact.norm()) ** 2 if exact.norm() else 0.0
+        small = _find_lowest_rank(full, check) if options.form in LORA_FORMS else full
+    elif rank is not None and rank < full.rank:
+        small = compress_to_rank(full, rank)
+    if small.rank == full.rank:
+        return full, []
+    lost = 1 - (small.norm() / full.norm()) ** 2 if full.norm() else 0.0
     return small, [
-        f"Rank {exact.rank} was reduced to {small.rank}: {max(lost, 0.0):.1%} of the squared norm of ΔW is lost."
+        f"Rank {full.rank} was reduced to {small.rank}: {max(lost, 0.0):.1%} of the squared norm of ΔW is lost."
     ]
 
 
-def _find_lowest_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
-    """The weights at the lowest rank of `AUTO_RANKS` whose loss exceeds that of `exact` by at most `MAX_AUTO_LOSS`.
+def _find_lowest_rank(full: LoraWeights, check: ExportCheck) -> LoraWeights:
+    """The weights at the lowest rank of `AUTO_RANKS` whose loss exceeds that of `full` by at most `MAX_AUTO_LOSS`.
 
-    Returns `exact` if the user has no answers to measure on.
+    Returns `full` if the user has no answers to measure on.
     """
     from mta_cli.engine.lora.merge import compress_to_rank, keep_first_directions
 
-    ranks = [rank for rank in AUTO_RANKS if rank < exact.rank]
+    ranks = [rank for rank in AUTO_RANKS if rank < full.rank]
     if not ranks or not check.rows:
-        return exact
-    allowed = check.loss([exact]) + MAX_AUTO_LOSS
-    largest = compress_to_rank(exact, ranks[-1])
+        return full
+    allowed = check.loss([full]) + MAX_AUTO_LOSS
+    largest = compress_to_rank(full, ranks[-1])
     candidates = (keep_first_directions(largest, rank) for rank in ranks)
-    return next((one for one in candidates if check.loss([one]) <= allowed), exact)
+    return next((one for one in candidates if check.loss([one]) <= allowed), full)
 
 
 def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:

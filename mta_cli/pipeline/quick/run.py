@@ -530,7 +530,7 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
         "bank": asdict(options[BankOptions]),
         "fuse": asdict(options[FuseOptions]),
         "adapt": asdict(options[AdaptOptions]),
-        "history_items": options[PromptOptions].history_items,
+        **asdict(options[PromptOptions]),
         "held": sorted(_items_of_consenting(reg, task)),
     }
 
